@@ -1,0 +1,36 @@
+# Every target sets up what it needs, on a machine with nothing but Python 3.10+.
+PYTHON ?= python3
+VENV := .venv
+RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
+# SubprocVecEnv tests and training are fastest with one torch thread per process.
+JOBS ?= 2
+
+.PHONY: setup train test lint type format commit-checks
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev,plots]"
+	touch $@
+
+train: setup  ## GI-PPO against PPO on De Jong's function, under five minutes
+	$(RUN) examples/train.py
+
+test: setup
+	$(RUN) -m pytest -n $(JOBS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+type: setup
+	$(VENV)/bin/mypy -p sb3_gippo -p gippo_envs
+
+format: setup
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+commit-checks: format type lint test

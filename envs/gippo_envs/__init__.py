@@ -1,0 +1,39 @@
+"""Differentiable environments for Gymnasium: the problems of the GI-PPO paper, with a gradient channel.
+
+Importing the package registers the environments. It needs Gymnasium and torch, nothing else.
+"""
+
+from typing import Any
+
+from gymnasium.envs.registration import register
+
+from gippo_envs.core import BatchedEnv, FunctionalEnv, SingleEnv, Transition
+
+__all__ = ["BatchedEnv", "FunctionalEnv", "SingleEnv", "Transition", "register_functional"]
+
+
+def register_functional(env_id: str, core: str, max_episode_steps: int | None = None, **constants: Any) -> None:
+    """
+    Register a functional core with Gymnasium, as a single and as a batched environment.
+
+    :param env_id: for instance ``"MyTask-v0"``
+    :param core: where to import the :class:`FunctionalEnv` from (``"module:Class"``)
+    :param max_episode_steps: time limit
+    :param constants: fields of the core; ``gymnasium.make`` may override them by keyword
+    """
+    register(
+        env_id,
+        entry_point="gippo_envs.core:SingleEnv",
+        vector_entry_point="gippo_envs.core:BatchedEnv",
+        max_episode_steps=max_episode_steps,
+        kwargs={"core": core, **constants},
+    )
+
+
+register_functional("DeJong-v0", "gippo_envs.functions:DeJong")
+register_functional("DeJong64-v0", "gippo_envs.functions:DeJong", dim=64)
+register_functional("Ackley-v0", "gippo_envs.functions:Ackley")
+register_functional("Ackley64-v0", "gippo_envs.functions:Ackley", dim=64)
+register_functional("Rosenbrock-v0", "gippo_envs.functions:Rosenbrock", dim=2)
+register_functional("Rastrigin-v0", "gippo_envs.functions:Rastrigin", dim=2)
+register_functional("CartPoleSwingUp-v0", "gippo_envs.physics.cartpole:CartPoleSwingUp", max_episode_steps=240)

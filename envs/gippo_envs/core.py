@@ -1,0 +1,365 @@
+"""The functional core of a differentiable environment, and its two Gymnasium faces.
+
+A problem is written once, as pure batched torch functions (:class:`FunctionalEnv`). From it come, without more code per
+problem, a single Gymnasium environment that hands over dense Jacobians in ``info["grad"]`` (:class:`SingleEnv`) and a batched
+Gymnasium vector environment that keeps the one-step graph (:class:`BatchedEnv`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+
+
+class FunctionalEnv(ABC):
+    """
+    A differentiable problem as pure functions of torch tensors, batched over their first axis.
+
+    Subclasses are dataclasses whose fields are the constants; they set the spaces in ``__post_init__``. The functions have
+    no hidden state, write nothing in place and draw randomness from the given generator only.
+    """
+
+    state_size: int
+    """n, the length of the differentiable state; 0 for a one-step problem"""
+    observation_space: spaces.Box
+    action_space: spaces.Box
+    dtype: str
+    """``"float32"`` or ``"float64"``: the type everything is computed in, the action included"""
+    render_fps: ClassVar[int] = 30
+
+    @abstractmethod
+    def initial_state(self, n: int, generator: th.Generator, options: dict[str, Any] | None = None) -> th.Tensor:
+        """
+        Draw fresh starts.
+
+        :param n: number of states
+        :param generator: the only source of randomness
+        :param options: what ``reset(options=...)`` was given
+        :return: states (n, state_size)
+        """
+
+    @abstractmethod
+    def step(self, state: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        One transition, differentiable with respect to both arguments.
+
+        :param state: (n, state_size)
+        :param action: (n, action_dim), inside the action space
+        :return: next state (n, state_size), reward (n,), terminated (n,) of bools
+        """
+
+    @abstractmethod
+    def observe(self, state: th.Tensor) -> th.Tensor:
+        """
+        :param state: (n, state_size)
+        :return: observations (n, observation_dim)
+        """
+
+    def render(self, state: th.Tensor) -> np.ndarray:
+        """
+        :param state: (state_size,)
+        :return: an image (height, width, 3) of unsigned bytes
+        :raises NotImplementedError: where the problem has no picture
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no picture: make it without render_mode.")
+
+    @property
+    def torch_dtype(self) -> th.dtype:
+        """:return: the torch type of :attr:`dtype`"""
+        return _torch_dtype(self.dtype)
+
+    @property
+    def action_dim(self) -> int:
+        """:return: m, the length of the action"""
+        return int(np.prod(self.action_space.shape))
+
+    def box(self, low: float, high: float, size: int) -> spaces.Box:
+        """:return: a Box (size,) of this problem's type"""
+        return spaces.Box(low, high, (size,), dtype=np.dtype(self.dtype).type)
+
+
+def _torch_dtype(name: str) -> th.dtype:
+    types = {"float32": th.float32, "float64": th.float64}
+    if name not in types:
+        raise ValueError(f"dtype must be one of {sorted(types)}, not {name!r}.")
+    return types[name]
+
+
+class Transition(NamedTuple):
+    """One batched step with its graph: the leaves it was computed from, and what came out, before any reset."""
+
+    state: th.Tensor
+    action: th.Tensor
+    next_state: th.Tensor
+    observation: th.Tensor
+    reward: th.Tensor
+    terminated: th.Tensor
+
+
+def transition(core: FunctionalEnv, state: th.Tensor, action: th.Tensor, differentiable: bool) -> Transition:
+    """
+    Step the core, with state and action as the leaves of a new graph where ``differentiable``.
+
+    :param state: (n, state_size)
+    :param action: (n, action_dim)
+    :return: the transition, whose numbers do not depend on ``differentiable``
+    """
+    state = state.detach().requires_grad_(differentiable)
+    action = action.detach().requires_grad_(differentiable)
+    with th.set_grad_enabled(differentiable):
+        next_state, reward, terminated = core.step(state, action)
+        return Transition(state, action, next_state, core.observe(next_state), reward, terminated)
+
+
+def jacobians(core: FunctionalEnv, state: th.Tensor, action: th.Tensor) -> dict[str, np.ndarray]:
+    """
+    The step's derivatives at one state and action, in the form of ``info["grad"]``.
+
+    All outputs are differentiated in one backward pass over as many copies of the inputs as there are outputs (copy i
+    answers for output i), several times faster than ``torch.func.jacrev`` on steps of this size.
+
+    :param state: (1, state_size)
+    :param action: (1, action_dim)
+    :return: arrays ``state_state`` (n, n), ``state_action`` (n, m), ``obs_state`` (k, n), ``obs_action`` (k, m),
+        ``reward_state`` (n,), ``reward_action`` (m,)
+    """
+    n, k = core.state_size, int(np.prod(core.observation_space.shape))
+    copies = n + k + 1
+    step = transition(core, state.expand(copies, -1), action.expand(copies, -1), differentiable=True)
+    outputs = th.cat([step.next_state, step.observation, step.reward[:, None]], dim=1)
+    by_state, by_action = (
+        rows.numpy()
+        for rows in th.autograd.grad(
+            outputs.diagonal().sum(), (step.state, step.action), allow_unused=True, materialize_grads=True
+        )
+    )
+    return {
+        "state_state": by_state[:n],
+        "state_action": by_action[:n],
+        "obs_state": by_state[n:-1],
+        "obs_action": by_action[n:-1],
+        "reward_state": by_state[-1],
+        "reward_action": by_action[-1],
+    }
+
+
+def _build(core: str | Callable[..., FunctionalEnv], constants: dict[str, Any]) -> FunctionalEnv:
+    creator: Any = load_env_creator(core) if isinstance(core, str) else core
+    return creator(**constants)
+
+
+def _generator(np_random: np.random.Generator) -> th.Generator:
+    """A torch generator of the environment's own, seeded from Gymnasium's."""
+    return th.Generator().manual_seed(int(np_random.integers(2**63 - 1)))
+
+
+class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
+    """
+    One environment of a functional core, with the gradient channel.
+
+    :param core: a :class:`FunctionalEnv` class, or where to import it from (``"module:Class"``)
+    :param render_mode: ``None`` or ``"rgb_array"``
+    :param differentiable: whether ``step`` returns ``info["grad"]``; the other numbers are the same either way
+    :param constants: fields of the core
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 (Gymnasium's form)
+
+    def __init__(
+        self,
+        core: str | Callable[..., FunctionalEnv],
+        render_mode: str | None = None,
+        differentiable: bool = False,
+        **constants: Any,
+    ):
+        self.core = _build(core, constants)
+        self.observation_space = self.core.observation_space
+        self.action_space = self.core.action_space
+        self.metadata = {**self.metadata, "render_fps": self.core.render_fps}
+        self.render_mode = render_mode
+        self.differentiable = differentiable
+        self._generator: th.Generator | None = None
+        self._state: th.Tensor | None = None
+
+    def set_differentiable(self, differentiable: bool) -> None:
+        """Switch the gradient channel on or off, at any time."""
+        self.differentiable = differentiable
+
+    def get_state(self) -> np.ndarray:
+        """:return: the differentiable state (state_size,)"""
+        return self._require_state()[0].numpy().copy()
+
+    def set_state(self, state: np.ndarray) -> None:
+        """
+        :param state: (state_size,)
+        :raises ValueError: for another shape
+        """
+        state = np.asarray(state)
+        if state.shape != (self.core.state_size,):
+            raise ValueError(f"The state has shape ({self.core.state_size},), not {state.shape}.")
+        self._state = th.as_tensor(state, dtype=self.core.torch_dtype).reshape(1, -1).clone()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None or self._generator is None:
+            self._generator = _generator(self.np_random)
+        with th.no_grad():
+            self._state = self.core.initial_state(1, self._generator, options)
+            observation = self.core.observe(self._state)
+        return observation[0].numpy().copy(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        state = self._require_state()
+        sent = _as_action(action, self.core, 1)
+        step = transition(self.core, state, sent, differentiable=False)
+        self._state = step.next_state
+        observation, reward = step.observation[0].numpy().copy(), step.reward.item()
+        info: dict[str, Any] = {}
+        if self.differentiable:
+            grad = jacobians(self.core, state, sent)
+            grad.update(action=sent[0].numpy().copy(), obs=observation.copy(), reward=step.reward[0].numpy().copy())
+            info["grad"] = grad
+        return observation, reward, bool(step.terminated), False, info
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        if self.render_mode is None:
+            gym.logger.warn('render() draws nothing without a render mode: make the environment with render_mode="rgb_array".')
+            return None
+        return self.core.render(self._require_state()[0])
+
+    def _require_state(self) -> th.Tensor:
+        if self._state is None:
+            raise gym.error.ResetNeeded("Call reset() before using the environment.")
+        return self._state
+
+
+class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """
+    ``num_envs`` environments of a functional core, stepped together; they reset in the step that ends their episode.
+
+    Switched on, the gradient channel is the graph of the last step itself: :attr:`transition`, not ``info["grad"]``.
+
+    :param core: a :class:`FunctionalEnv` class, or where to import it from (``"module:Class"``)
+    :param num_envs: number of environments
+    :param max_episode_steps: time limit; ``None`` for none
+    :param render_mode: ``None`` or ``"rgb_array"``
+    :param differentiable: whether :attr:`transition` carries a graph; the numbers are the same either way
+    :param constants: fields of the core
+    """
+
+    def __init__(
+        self,
+        core: str | Callable[..., FunctionalEnv],
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        differentiable: bool = False,
+        **constants: Any,
+    ):
+        self.core = _build(core, constants)
+        self.num_envs = num_envs
+        self.max_episode_steps = max_episode_steps
+        self.render_mode = render_mode
+        self.differentiable = differentiable
+        self.single_observation_space = self.core.observation_space
+        self.single_action_space = self.core.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.metadata = {
+            "render_modes": ["rgb_array"],
+            "render_fps": self.core.render_fps,
+            "autoreset_mode": AutoresetMode.SAME_STEP,
+        }
+        self.transition: Transition | None = None
+        self._generator: th.Generator | None = None
+        self._state: th.Tensor | None = None
+        self._episode_steps = np.zeros(num_envs, dtype=np.int64)
+
+    def set_differentiable(self, differentiable: bool) -> None:
+        """Switch the gradient channel on or off, at any time."""
+        self.differentiable = differentiable
+
+    def get_state(self) -> np.ndarray:
+        """:return: the differentiable states (num_envs, state_size)"""
+        return self._require_state().numpy().copy()
+
+    def set_state(self, state: np.ndarray) -> None:
+        """
+        :param state: (num_envs, state_size)
+        :raises ValueError: for another shape
+        """
+        state = np.asarray(state)
+        if state.shape != (self.num_envs, self.core.state_size):
+            raise ValueError(f"The states have shape {(self.num_envs, self.core.state_size)}, not {state.shape}.")
+        self._state = th.as_tensor(state, dtype=self.core.torch_dtype).clone()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None or self._generator is None:
+            self._generator = _generator(self.np_random)
+        self.transition = None
+        self._episode_steps[:] = 0
+        with th.no_grad():
+            self._state = self.core.initial_state(self.num_envs, self._generator, options)
+            return self.core.observe(self._state).numpy().copy(), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """
+        :param actions: (num_envs, action_dim)
+        :return: observations after any reset, rewards, terminated, truncated, and infos in which ``final_obs`` (with the
+            mask ``_final_obs``) holds the observations before the reset of the episodes that ended
+        """
+        step = transition(
+            self.core, self._require_state(), _as_action(actions, self.core, self.num_envs), self.differentiable
+        )
+        self.transition = step
+        self._state = step.next_state.detach()
+        self._episode_steps += 1
+        terminated = step.terminated.numpy().copy()
+        truncated = np.zeros(self.num_envs, dtype=bool)
+        if self.max_episode_steps is not None:
+            truncated = (self._episode_steps >= self.max_episode_steps) & ~terminated
+        observation = step.observation.detach().numpy().copy()
+        infos: dict[str, Any] = {}
+        done = terminated | truncated
+        if done.any():
+            infos = {"final_obs": observation.copy(), "_final_obs": done}
+            observation[done] = self._restart(done)
+        return observation, step.reward.detach().numpy().copy(), terminated, truncated, infos
+
+    def _restart(self, done: np.ndarray) -> np.ndarray:
+        """Give the finished environments fresh starts; return their first observations."""
+        assert self._state is not None and self._generator is not None
+        with th.no_grad():
+            fresh = self.core.initial_state(int(done.sum()), self._generator)
+            self._state = self._state.index_put((th.from_numpy(done),), fresh)
+            self._episode_steps[done] = 0
+            return self.core.observe(fresh).numpy()
+
+    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+        if self.render_mode is None:
+            gym.logger.warn('render() draws nothing without a render mode: make the environment with render_mode="rgb_array".')
+            return None
+        return tuple(self.core.render(state) for state in self._require_state())
+
+    def _require_state(self) -> th.Tensor:
+        if self._state is None:
+            raise gym.error.ResetNeeded("Call reset() before using the environment.")
+        return self._state
+
+
+def _as_action(action: Any, core: FunctionalEnv, n: int) -> th.Tensor:
+    """The actions as a tensor (n, action_dim) of the core's type, never sharing the caller's memory."""
+    array = np.asarray(action)
+    if array.size != n * core.action_dim:
+        raise ValueError(f"{n} action(s) of shape {core.action_space.shape} were expected, not an array {array.shape}.")
+    return th.tensor(array.reshape(n, core.action_dim), dtype=core.torch_dtype)

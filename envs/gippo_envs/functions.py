@@ -1,0 +1,107 @@
+"""Function optimisation as one-step environments: guess the minimum, earn minus the function's value.
+
+The observation is the constant 0, the action lies in [-1, 1]^dim and is multiplied by the function's bound.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch as th
+
+from gippo_envs.core import FunctionalEnv
+
+
+@dataclass
+class Function(FunctionalEnv):
+    """
+    A function to be minimised, as an environment whose episodes last one step.
+
+    :param dim: number of variables, one or more
+    :param dtype: ``"float32"`` or ``"float64"``
+    """
+
+    dim: int = 1
+    dtype: str = "float32"
+    bound: ClassVar[float]
+    """the action box [-1, 1] stands for [-bound, bound]"""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim must be at least 1, not {self.dim}.")
+        self.state_size = 0
+        self.observation_space = self.box(-1.0, 1.0, 1)
+        self.action_space = self.box(-1.0, 1.0, self.dim)
+
+    @abstractmethod
+    def value(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: (n, dim), within the bounds
+        :return: f(x), (n,)
+        """
+
+    def initial_state(self, n: int, generator: th.Generator, options: dict[str, Any] | None = None) -> th.Tensor:
+        return th.zeros(n, 0, dtype=self.torch_dtype)
+
+    def step(self, state: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        reward = -self.value(action * self.bound)
+        return state, reward, th.ones(len(action), dtype=th.bool)
+
+    def observe(self, state: th.Tensor) -> th.Tensor:
+        return th.zeros(len(state), 1, dtype=self.torch_dtype)
+
+
+@dataclass
+class DeJong(Function):
+    """De Jong's first function, f = Σ x²."""
+
+    bound: ClassVar[float] = 5.12
+
+    def value(self, x: th.Tensor) -> th.Tensor:
+        return x.square().sum(1)
+
+
+@dataclass
+class Ackley(Function):
+    """
+    Ackley's function, f = 20 + e - 20·exp(-0.2·sqrt(mean x²)) - exp(mean cos 2πx).
+
+    It has a cusp at 0, where the gradient handed over is 0 (one of its subgradients).
+    """
+
+    bound: ClassVar[float] = 32.768
+
+    def value(self, x: th.Tensor) -> th.Tensor:
+        square = x.square().mean(1)
+        at_cusp = square == 0
+        # The square root is kept away from 0: its infinite slope times the square's 0 would be NaN.
+        radius = th.where(at_cusp, square, th.where(at_cusp, 1.0, square).sqrt())
+        waves = (2 * math.pi * x).cos().mean(1)
+        # expm1 keeps the digits that 20 - 20·exp(...) would lose near the minimum.
+        return -20 * th.expm1(-0.2 * radius) - math.e * th.expm1(waves - 1)
+
+
+@dataclass
+class Rosenbrock(Function):
+    """Rosenbrock's valley, f = Σ 100·(x_{i+1} - x_i²)² + (1 - x_i)²; in one dimension (1 - x)²."""
+
+    bound: ClassVar[float] = 2.048
+
+    def value(self, x: th.Tensor) -> th.Tensor:
+        if self.dim == 1:
+            return (1 - x).square().sum(1)
+        head, tail = x[:, :-1], x[:, 1:]
+        return (100 * (tail - head.square()).square() + (1 - head).square()).sum(1)
+
+
+@dataclass
+class Rastrigin(Function):
+    """Rastrigin's function, f = Σ x² + 10·(1 - cos 2πx)."""
+
+    bound: ClassVar[float] = 5.12
+
+    def value(self, x: th.Tensor) -> th.Tensor:
+        return (x.square() + 10 * (1 - (2 * math.pi * x).cos())).sum(1)
