@@ -1,0 +1,8 @@
+"""GI-PPO for Stable-Baselines3: PPO that uses the analytic gradients of differentiable environments."""
+
+import gippo_envs  # noqa: F401  (registers the environments)
+from sb3_gippo.common.gradients import GradientChannelError
+from sb3_gippo.gippo import GIPPO
+from sb3_gippo.version import __version__
+
+__all__ = ["GIPPO", "GradientChannelError", "__version__"]

@@ -1,0 +1,207 @@
+"""Step gradients: the transposed Jacobian of one environment step, batched over environments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch as th
+
+
+class GradientChannelError(ValueError):
+    """The gradients an environment hands over do not fit the transition they came with."""
+
+
+class StepGradient(Protocol):
+    """
+    The derivative of ``(x, a) -> (x', o', r)`` at one transition of every environment, with the values it was taken at.
+
+    ``action`` (n_envs, m), ``observation`` (n_envs, k) and ``reward`` (n_envs,) are the integrity check: they must be what
+    the algorithm sent and what came back.
+    """
+
+    action: np.ndarray
+    observation: np.ndarray
+    reward: np.ndarray
+
+    def vjp(
+        self, next_state_bar: th.Tensor | None, next_obs_bar: th.Tensor, reward_bar: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Pull cotangents back through the step.
+
+        :param next_state_bar: (n_envs, n), cotangent of the next state; ``None`` for zero
+        :param next_obs_bar: (n_envs, k), of the observation of the next state
+        :param reward_bar: (n_envs,), of the reward
+        :return: cotangents of the state (n_envs, n) and of the action the environment received (n_envs, m), in the type
+            of ``next_obs_bar``
+        """
+
+
+KEYS = ("state_state", "state_action", "obs_state", "obs_action", "reward_state", "reward_action")
+
+
+@dataclass
+class DenseStepGradient:
+    """
+    A step gradient as stacked Jacobians; a block that is missing is zero.
+
+    :param blocks: the arrays of ``info["grad"]`` by name, each with a leading axis of environments
+    :param state_size: n
+    :param action: (n_envs, m)
+    :param observation: (n_envs, k)
+    :param reward: (n_envs,)
+    """
+
+    blocks: dict[str, th.Tensor]
+    state_size: int
+    action: np.ndarray
+    observation: np.ndarray
+    reward: np.ndarray
+
+    @classmethod
+    def from_infos(cls, infos: Sequence[dict[str, Any]], action_dim: int, observation_dim: int) -> DenseStepGradient:
+        """
+        Stack ``info["grad"]`` of every environment.
+
+        :param infos: one dict per environment
+        :param action_dim: m
+        :param observation_dim: k
+        :raises GradientChannelError: if a gradient is missing or has a wrong shape, or the states differ in size
+        """
+        grads = []
+        for index, info in enumerate(infos):
+            if "grad" not in info:
+                raise GradientChannelError(
+                    f'Environment {index} returned no info["grad"] while another one did: every environment must offer '
+                    "the gradient channel in every step, or none (then GIPPO is PPO)."
+                )
+            grads.append(info["grad"])
+        size = _state_size(grads)
+        shapes = {
+            "state_state": (size, size),
+            "state_action": (size, action_dim),
+            "obs_state": (observation_dim, size),
+            "obs_action": (observation_dim, action_dim),
+            "reward_state": (size,),
+            "reward_action": (action_dim,),
+        }
+        blocks = {
+            key: th.from_numpy(_stack(grads, key, shape))
+            for key, shape in shapes.items()
+            if any(key in grad for grad in grads)
+        }
+        return cls(
+            blocks,
+            size,
+            _stack(grads, "action", (action_dim,), required=True),
+            _stack(grads, "obs", (observation_dim,), required=True),
+            _stack(grads, "reward", (), required=True),
+        )
+
+    def vjp(
+        self, next_state_bar: th.Tensor | None, next_obs_bar: th.Tensor, reward_bar: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        bars = {"state": next_state_bar, "obs": next_obs_bar, "reward": reward_bar[:, None]}
+        sizes = {"state": self.state_size, "action": self.action.shape[1]}
+        pulled = {}
+        for wrt, size in sizes.items():
+            total = next_obs_bar.new_zeros(len(next_obs_bar), size)
+            for of, bar in bars.items():
+                block = self.blocks.get(f"{of}_{wrt}")
+                if block is not None and bar is not None:
+                    block = block.to(bar.dtype)
+                    # A reward's derivative is a vector; the others are matrices.
+                    total = total + (bar * block if of == "reward" else th.einsum("eij,ei->ej", block, bar))
+            pulled[wrt] = total
+        return pulled["state"], pulled["action"]
+
+
+@dataclass
+class GraphStepGradient:
+    """
+    A step gradient as the one-step graph a batched torch environment kept: one backward per call, no Jacobians.
+
+    :param inputs: the leaves, state (n_envs, n) and action (n_envs, m)
+    :param outputs: what they gave, next state (n_envs, n), observation (n_envs, k) and reward (n_envs,)
+    :param action: (n_envs, m)
+    :param observation: (n_envs, k)
+    :param reward: (n_envs,)
+    """
+
+    inputs: tuple[th.Tensor, th.Tensor]
+    outputs: tuple[th.Tensor, th.Tensor, th.Tensor]
+    action: np.ndarray
+    observation: np.ndarray
+    reward: np.ndarray
+
+    @classmethod
+    def from_transition(cls, transition: Any) -> GraphStepGradient:
+        """:param transition: a :class:`gippo_envs.Transition` made with gradients on"""
+        inputs = (transition.state, transition.action)
+        outputs = (transition.next_state, transition.observation, transition.reward)
+        action, observation, reward = (
+            tensor.detach().numpy() for tensor in (transition.action, transition.observation, transition.reward)
+        )
+        return cls(inputs, outputs, action, observation, reward)
+
+    def vjp(
+        self, next_state_bar: th.Tensor | None, next_obs_bar: th.Tensor, reward_bar: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        outputs, bars = [], []
+        for output, bar in zip(self.outputs, (next_state_bar, next_obs_bar, reward_bar)):
+            if bar is not None and output.requires_grad:
+                outputs.append(output)
+                bars.append(bar.to(output.dtype))
+        if not outputs:
+            return tuple(th.zeros_like(leaf).to(next_obs_bar) for leaf in self.inputs)  # type: ignore[return-value]
+        state_bar, action_bar = th.autograd.grad(
+            outputs, self.inputs, bars, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return state_bar.to(next_obs_bar.dtype), action_bar.to(next_obs_bar.dtype)
+
+
+def _state_size(grads: Sequence[dict[str, Any]]) -> int:
+    sizes = set()
+    for grad in grads:
+        for key in ("state_state", "state_action"):
+            if key in grad:
+                sizes.add(np.shape(grad[key])[0] if np.ndim(grad[key]) else 0)
+    if len(sizes) > 1:
+        raise GradientChannelError(
+            f"The environments' states have different sizes, {sorted(sizes)}: the state behind the gradients "
+            "must keep its size, over environments and over steps."
+        )
+    return sizes.pop() if sizes else 0
+
+
+def _stack(grads: Sequence[dict[str, Any]], key: str, shape: tuple[int, ...], required: bool = False) -> np.ndarray:
+    rows = []
+    for index, grad in enumerate(grads):
+        if key not in grad:
+            if required:
+                raise GradientChannelError(
+                    f'info["grad"] of environment {index} lacks {key!r}, the value the gradient was taken at, '
+                    "without which it cannot be checked."
+                )
+            rows.append(np.zeros(shape, dtype=np.float32))
+            continue
+        row = np.asarray(grad[key])
+        if row.dtype.kind not in "fiu":
+            raise GradientChannelError(f'info["grad"][{key!r}] of environment {index} is not an array of numbers.')
+        # Actions and observations may have any shape in their Box; the channel is about the flattened ones.
+        row = row.reshape(-1) if required and shape else row
+        if row.shape != shape:
+            raise GradientChannelError(
+                f'info["grad"][{key!r}] of environment {index} has shape {row.shape} where {shape} is needed.'
+                + (
+                    " A wrapper in between may have changed the observation (VecFrameStack, FlattenObservation, ...):"
+                    " such wrappers cannot be followed by gradients."
+                    if "obs" in key
+                    else ""
+                )
+            )
+        rows.append(row)
+    return np.stack(rows)

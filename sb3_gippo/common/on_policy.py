@@ -1,0 +1,170 @@
+"""What the algorithms that use environment gradients share: PPO that fills its buffer with action gradients."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.distributions import DiagGaussianDistribution, SquashedDiagGaussianDistribution
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_gippo.common.buffers import GradientRolloutBuffer
+from sb3_gippo.common.sweep import action_gradients
+from sb3_gippo.common.tap import GradientTap
+
+
+class GradientPPO(PPO):
+    """
+    PPO whose rollouts carry ``rollout_buffer.action_gradients`` where the environments offer gradients; else PPO itself.
+
+    Subclasses set ``max_action_grad_norm`` and say by ``_wants_gradients`` whether gradients are to be asked for.
+    """
+
+    rollout_buffer: RolloutBuffer
+    max_action_grad_norm: float | None
+
+    _has_gradients: bool = False
+    """whether the rollout in the buffer has usable action gradients"""
+    _gradients_unusable: bool = False
+    """whether it has gradients, of which not one is finite"""
+    _warned: bool = False
+
+    def _wants_gradients(self) -> bool:
+        raise NotImplementedError
+
+    def _setup_model(self) -> None:
+        if self.rollout_buffer_class is None and not isinstance(self.observation_space, spaces.Dict):
+            self.rollout_buffer_class = GradientRolloutBuffer
+        super()._setup_model()
+
+    def _unsupported(self) -> str | None:
+        """:return: why gradients cannot be used here, whatever the environment offers; ``None`` if they can"""
+        if not isinstance(self.action_space, spaces.Box):
+            return f"its actions are {type(self.action_space).__name__}, not continuous"
+        if not isinstance(self.observation_space, spaces.Box):
+            return f"its observations are {type(self.observation_space).__name__}, not one array"
+        if is_image_space(self.observation_space):
+            return "its observations are images"
+        if self.use_sde:
+            return "gSDE's noise depends on the state"
+        distribution = self.policy.action_dist
+        if not isinstance(distribution, DiagGaussianDistribution) or isinstance(
+            distribution, SquashedDiagGaussianDistribution
+        ):
+            return f"the policy's distribution is {type(distribution).__name__}, not a diagonal Gaussian"
+        if not isinstance(self.rollout_buffer, GradientRolloutBuffer):
+            return f"{type(self.rollout_buffer).__name__} does not derive from GradientRolloutBuffer"
+        return None
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        assert self.env is not None, "This model has no environment: give it one by `set_env`, or by `load(..., env=env)`."
+        if self._wants_gradients() and self._unsupported() is None and self.env.has_attr("set_differentiable"):
+            self.env.env_method("set_differentiable", True)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        self._has_gradients = self._gradients_unusable = False
+        if not self._wants_gradients():
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        reason = self._unsupported()
+        if reason is not None:
+            self._warn_plain_ppo(reason)
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        assert isinstance(rollout_buffer, GradientRolloutBuffer)
+        tap = GradientTap(self.policy, rollout_buffer)
+        chain = CallbackList([tap, callback])
+        chain.model = self
+        completed = super().collect_rollouts(env, chain, rollout_buffer, n_rollout_steps)
+        if not tap.has_channel:
+            self._warn_plain_ppo('its environments return no info["grad"]')
+        elif completed:
+            self._fill_action_gradients(rollout_buffer)
+        return completed
+
+    def _warn_plain_ppo(self, reason: str) -> None:
+        if not self._warned:
+            warnings.warn(
+                f"{type(self).__name__} trains without gradients, as plain PPO: {reason}. "
+                "Pass `alpha=0` if that is what you want.",
+                stacklevel=2,
+            )
+            self._warned = True
+
+    def _fill_action_gradients(self, buffer: GradientRolloutBuffer) -> None:
+        """Recover the noise, sweep the window, and make the gradients safe; log what was dropped."""
+        self.policy.set_training_mode(False)
+        with th.no_grad():
+            mean, std = self.gaussian(self._flat(buffer.observations))
+        mean, std = (x.reshape(*buffer.actions.shape) for x in (mean, std))
+        noise = (th.as_tensor(buffer.actions, device=self.device).to(mean) - mean) / std
+        buffer.noise = noise.cpu().numpy()
+
+        def policy_vjp(t: int, action_bar: th.Tensor) -> th.Tensor:
+            obs = buffer.to_torch(buffer.observations[t]).requires_grad_()
+            with th.enable_grad():
+                mean, std = self.gaussian(obs)
+                (obs_bar,) = th.autograd.grad(mean + std * noise[t], obs, action_bar)
+            return obs_bar.reshape(len(obs), -1)
+
+        def tensor(array: np.ndarray) -> th.Tensor:
+            return th.as_tensor(array, device=self.device, dtype=mean.dtype)
+
+        gradients = action_gradients(
+            buffer.step_gradients,
+            tensor(buffer.action_scale),
+            tensor(buffer.observation_scale),
+            tensor(buffer.reward_scale),
+            self._value_gradients(buffer).to(mean.dtype),
+            policy_vjp,
+            th.as_tensor(buffer.bootstrap, device=self.device),
+            th.as_tensor(buffer.continues, device=self.device),
+            self.gamma,
+            self.gae_lambda,
+        )
+        finite = gradients.isfinite().all(dim=2, keepdim=True)
+        gradients = gradients.where(finite, 0.0)
+        norm = gradients.norm(dim=2, keepdim=True)
+        if self.max_action_grad_norm is not None:
+            gradients = gradients * (self.max_action_grad_norm / norm.clamp(min=1e-30)).clamp(max=1.0)
+        buffer.action_gradients = gradients.cpu().numpy()
+        self._has_gradients = bool(finite.any())
+        self._gradients_unusable = not self._has_gradients
+        self.logger.record("train/action_grad_norm", norm.mean().item())
+        self.logger.record("train/action_grad_norm_max", norm.max().item())
+        self.logger.record("train/action_grad_variance", gradients.var(dim=(0, 1), unbiased=False).sum().item())
+        self.logger.record("train/nonfinite_grad_fraction", 1.0 - finite.float().mean().item())
+
+    def gaussian(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param observations: (n, ...), as the policy sees them
+        :return: mean and standard deviation of the action before clip or squash, (n, action_dim) each
+        """
+        distribution: Any = self.policy.get_distribution(observations)
+        return distribution.distribution.mean, distribution.distribution.stddev
+
+    def _flat(self, window: np.ndarray) -> th.Tensor:
+        return th.as_tensor(window, device=self.device).reshape(-1, *window.shape[2:])
+
+    def _value_gradients(self, buffer: GradientRolloutBuffer) -> th.Tensor:
+        """:return: ∇V at every next observation of the window, (n_steps, n_envs, k)"""
+        observations = self._flat(buffer.next_observations).clone().requires_grad_()
+        with th.enable_grad():
+            (gradient,) = th.autograd.grad(self.policy.predict_values(observations).sum(), observations)
+        return gradient.reshape(*buffer.next_observations.shape[:2], -1)
