@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -61,6 +62,8 @@ class AlphaController:
     :ivar learning_rate_scale: what failed fits left of the α-step's learning rate, 1 at the start
     """
 
+    RECOVERY: ClassVar[float] = 1.2
+
     settings: AlphaSettings
     alpha: float = field(init=False)
     learning_rate_scale: float = field(init=False, default=1.0)
@@ -88,6 +91,16 @@ class AlphaController:
             decision, alpha = "out_of_range", old / settings.factor
         self.alpha = min(alpha, settings.max_alpha)
         return decision
+
+    def adapt_learning_rate(self, scale: float) -> None:
+        """
+        Remember the learning rate a fit ended with, and let it recover where the first attempt succeeded.
+
+        :param scale: that rate over the nominal one
+        """
+        # The paper only ever lowers it: the failures of a small α at the start would leave it at its floor for good.
+        succeeded_at_once = scale >= self.learning_rate_scale
+        self.learning_rate_scale = min(1.0, scale * self.RECOVERY) if succeeded_at_once else scale
 
     def no_gradients(self) -> str:
         """

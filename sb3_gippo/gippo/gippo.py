@@ -262,7 +262,7 @@ class GIPPO(GradientPPO):
             virtual = virtual_log_prob(old, new).reshape(n_envs, n_steps).T
             buffer.log_probs = virtual.cpu().numpy().astype(np.float32)
         if base_rate > 0:
-            controller.learning_rate_scale = rate / base_rate
+            controller.adapt_learning_rate(rate / base_rate)
         decision = controller.update(diagnostics)
         self._log_alpha_step(alpha, loss_ratio, decision, diagnostics)
 

@@ -1,0 +1,97 @@
+"""Training runs from the hyper-parameter files, for examples and benchmarks: the same code path for every algorithm."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
+
+from sb3_gippo.gippo import GIPPO
+from sb3_gippo.vec_env import make_vec_env
+
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"gippo": GIPPO, "ppo": PPO}
+
+
+def hyperparams_dir() -> Path:
+    """:return: the folder of the hyper-parameter files: the repository's, or the one that was packaged"""
+    package = Path(__file__).parent
+    checkout = package.parent / "hyperparams"
+    return checkout if checkout.is_dir() else package / "hyperparams"
+
+
+def read_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
+    """
+    An entry of ``hyperparams/<algo>.yml``.
+
+    :param algo: one of :data:`ALGORITHMS`
+    :param env_id: the environment; the file's ``default`` serves if it has no entry
+    :return: the entry, with ``policy_kwargs`` and ``normalize`` evaluated
+    :raises ValueError: for an unknown algorithm
+    """
+    if algo not in ALGORITHMS:
+        raise ValueError(f"Unknown algorithm {algo!r}: there are {', '.join(ALGORITHMS)}.")
+    entries = yaml.safe_load((hyperparams_dir() / f"{algo}.yml").read_text())
+    entry = dict(entries.get(env_id, entries["default"]))
+    for key in ("policy_kwargs", "normalize"):
+        if isinstance(entry.get(key), str):
+            entry[key] = eval(entry[key], {"nn": nn, "dict": dict})  # rl_zoo3 reads them so
+    return entry
+
+
+def make_model(
+    algo: str, env_id: str, seed: int, env_kwargs: dict[str, Any] | None = None, **overrides: Any
+) -> tuple[BaseAlgorithm, int]:
+    """
+    A model with its environments, as the hyper-parameter file has it.
+
+    :param algo: one of :data:`ALGORITHMS`
+    :param env_id: a registered environment
+    :param seed: of everything random
+    :param env_kwargs: the environment's constants
+    :param overrides: hyper-parameters that replace the file's
+    :return: the model, and the number of steps the file has it trained for
+    """
+    entry = {**read_hyperparams(algo, env_id), **overrides}
+    n_envs, n_timesteps = int(entry.pop("n_envs")), int(entry.pop("n_timesteps"))
+    normalize = entry.pop("normalize", None)
+    env = make_vec_env(env_id, n_envs, seed=seed, env_kwargs=env_kwargs)
+    if normalize:
+        env = VecNormalize(env, gamma=entry.get("gamma", 0.99), **normalize)
+    return ALGORITHMS[algo](env=env, seed=seed, device="cpu", **entry), n_timesteps  # type: ignore[call-arg]
+
+
+class CurveCallback(BaseCallback):
+    """
+    Records the learning curve: after each iteration the mean return of the last (at most 100) finished episodes.
+
+    :ivar steps: environment steps
+    :ivar returns: those means, of the stochastic policy; their largest is the paper's metric
+    :ivar seconds: wall-clock since the start
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+        self.returns: list[float] = []
+        self.seconds: list[float] = []
+
+    def _on_training_start(self) -> None:
+        self._start = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        assert self.model.ep_info_buffer is not None
+        if self.model.ep_info_buffer:
+            self.steps.append(self.model.num_timesteps)
+            self.returns.append(float(np.mean([episode["r"] for episode in self.model.ep_info_buffer])))
+            self.seconds.append(time.perf_counter() - self._start)
