@@ -8,9 +8,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from gippo_envs.core import FunctionalEnv, SingleEnv
 from stable_baselines3.common.callbacks import BaseCallback
 
+from gippo_envs.core import FunctionalEnv, SingleEnv
 from sb3_gippo.gippo.policies import MlpPolicy
 
 
@@ -100,7 +100,9 @@ class Recorder(BaseCallback):
         return True
 
 
-def replayed_advantage(model: Any, core: FunctionalEnv, record: Recorder, env: int, start: int, action: np.ndarray) -> float:
+def replayed_advantage(
+    model: Any, core: FunctionalEnv, record: Recorder, env: int, start: int, action: np.ndarray
+) -> float:
     """
     Â at one step by its definition in float64: take ``action`` there, let the policy act with the recorded noise afterwards,
     add up (γλ)^l δ until the episode or the window ends.

@@ -8,11 +8,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gippo_envs.core import SingleEnv
-from gippo_envs.physics.cartpole import CartPoleSwingUp
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
+from gippo_envs.core import SingleEnv
+from gippo_envs.physics.cartpole import CartPoleSwingUp
 from sb3_gippo import GIPPO, TorchVecEnv
 from tests.reference import Float64Policy, LinearQuadratic, Recorder, difference_gradients, linear_quadratic
 

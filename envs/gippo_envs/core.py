@@ -208,7 +208,9 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"The state has shape ({self.core.state_size},), not {state.shape}.")
         self._state = th.as_tensor(state, dtype=self.core.torch_dtype).reshape(1, -1).clone()
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None or self._generator is None:
             self._generator = _generator(self.np_random)
@@ -232,7 +234,9 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         if self.render_mode is None:
-            gym.logger.warn('render() draws nothing without a render mode: make the environment with render_mode="rgb_array".')
+            gym.logger.warn(
+                'render() draws nothing without a render mode: make the environment with render_mode="rgb_array".'
+            )
             return None
         return self.core.render(self._require_state()[0])
 
@@ -302,7 +306,9 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise ValueError(f"The states have shape {(self.num_envs, self.core.state_size)}, not {state.shape}.")
         self._state = th.as_tensor(state, dtype=self.core.torch_dtype).clone()
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None or self._generator is None:
             self._generator = _generator(self.np_random)
@@ -347,7 +353,9 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
         if self.render_mode is None:
-            gym.logger.warn('render() draws nothing without a render mode: make the environment with render_mode="rgb_array".')
+            gym.logger.warn(
+                'render() draws nothing without a render mode: make the environment with render_mode="rgb_array".'
+            )
             return None
         return tuple(self.core.render(state) for state in self._require_state())
 

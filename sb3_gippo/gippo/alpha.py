@@ -286,5 +286,3 @@ def diagnose(
         improvement / standard_error if standard_error > 0 else 0.0,
         ((ratio - 1).abs() > clip_range).float().mean().item(),
     )
-
-

@@ -174,7 +174,9 @@ class GIPPO(GradientPPO):
 
     def _check_hyperparameters(self) -> None:
         assert math.isfinite(self.alpha) and self.alpha >= 0, f"`alpha` must be 0 or positive, not {self.alpha}"
-        assert self.max_alpha >= self.alpha, f"`max_alpha` ({self.max_alpha}) must not be less than `alpha` ({self.alpha})"
+        assert self.max_alpha >= self.alpha, (
+            f"`max_alpha` ({self.max_alpha}) must not be less than `alpha` ({self.alpha})"
+        )
         assert 0 < self.alpha_interval < 1, f"`alpha_interval` must lie between 0 and 1, not {self.alpha_interval}"
         assert self.alpha_factor > 1, f"`alpha_factor` must be greater than 1, not {self.alpha_factor}"
         assert self.alpha_iterations >= 1, f"`alpha_iterations` must be at least 1, not {self.alpha_iterations}"

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
-from gippo_envs import BatchedEnv
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from gippo_envs import BatchedEnv
 from sb3_gippo.vec_env.torch_vec_env import TorchVecEnv
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gippo_envs import BatchedEnv
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from gippo_envs import BatchedEnv
 from sb3_gippo.common.gradients import GraphStepGradient
 
 
@@ -105,7 +105,9 @@ class TorchVecEnv(VecEnv):
         self._refuse_some(indices)
         setattr(self.env, attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
         """Call a method of the batched environment, once; its result is returned for every environment."""
         self._refuse_some(indices)
         result = getattr(self.env, method_name)(*method_args, **method_kwargs)
