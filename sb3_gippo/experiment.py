@@ -65,7 +65,7 @@ def make_model(
     env = make_vec_env(env_id, n_envs, seed=seed, env_kwargs=env_kwargs)
     if normalize:
         env = VecNormalize(env, gamma=entry.get("gamma", 0.99), **normalize)
-    return ALGORITHMS[algo](env=env, seed=seed, device="cpu", **entry), n_timesteps  # type: ignore[call-arg]
+    return ALGORITHMS[algo](env=env, seed=seed, device="cpu", **entry), n_timesteps
 
 
 class CurveCallback(BaseCallback):

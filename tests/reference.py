@@ -100,9 +100,7 @@ class Recorder(BaseCallback):
         return True
 
 
-def replayed_advantage(
-    model: Any, core: FunctionalEnv, record: Recorder, env: int, start: int, action: np.ndarray
-) -> float:
+def replayed_advantage(model: Any, core: FunctionalEnv, record: Recorder, env: int, start: int, action: np.ndarray) -> float:
     """
     Â at one step by its definition in float64: take ``action`` there, let the policy act with the recorded noise afterwards,
     add up (γλ)^l δ until the episode or the window ends.

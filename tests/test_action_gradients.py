@@ -24,7 +24,7 @@ def rollout(env: VecEnv, n_steps: int, **kwargs: Any) -> tuple[GIPPO, Recorder]:
     with th.no_grad():  # SB3's tiny initial output layer would hide the policy's reaction
         model.policy.action_net.weight.mul_(30)
     record = Recorder()
-    total, callback = model._setup_learn(n_steps * env.num_envs, record)
+    _, callback = model._setup_learn(n_steps * env.num_envs, record)
     callback.on_training_start({}, {})
     assert model.collect_rollouts(env, callback, model.rollout_buffer, n_steps)
     return model, record

@@ -208,9 +208,7 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"The state has shape ({self.core.state_size},), not {state.shape}.")
         self._state = th.as_tensor(state, dtype=self.core.torch_dtype).reshape(1, -1).clone()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None or self._generator is None:
             self._generator = _generator(self.np_random)
@@ -232,11 +230,9 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
             info["grad"] = grad
         return observation, reward, bool(step.terminated), False, info
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         if self.render_mode is None:
-            gym.logger.warn(
-                'render() draws nothing without a render mode: make the environment with render_mode="rgb_array".'
-            )
+            gym.logger.warn('render() draws nothing without a render mode: make the environment with render_mode="rgb_array".')
             return None
         return self.core.render(self._require_state()[0])
 
@@ -306,9 +302,7 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise ValueError(f"The states have shape {(self.num_envs, self.core.state_size)}, not {state.shape}.")
         self._state = th.as_tensor(state, dtype=self.core.torch_dtype).clone()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None or self._generator is None:
             self._generator = _generator(self.np_random)
@@ -324,9 +318,7 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         :return: observations after any reset, rewards, terminated, truncated, and infos in which ``final_obs`` (with the
             mask ``_final_obs``) holds the observations before the reset of the episodes that ended
         """
-        step = transition(
-            self.core, self._require_state(), _as_action(actions, self.core, self.num_envs), self.differentiable
-        )
+        step = transition(self.core, self._require_state(), _as_action(actions, self.core, self.num_envs), self.differentiable)
         self.transition = step
         self._state = step.next_state.detach()
         self._episode_steps += 1
@@ -351,11 +343,9 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._episode_steps[done] = 0
             return self.core.observe(fresh).numpy()
 
-    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[np.ndarray, ...] | None:
         if self.render_mode is None:
-            gym.logger.warn(
-                'render() draws nothing without a render mode: make the environment with render_mode="rgb_array".'
-            )
+            gym.logger.warn('render() draws nothing without a render mode: make the environment with render_mode="rgb_array".')
             return None
         return tuple(self.core.render(state) for state in self._require_state())
 

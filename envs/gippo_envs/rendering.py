@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
 if TYPE_CHECKING:
-    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageDraw import ImageDraw as Pencil
 
 Point = tuple[float, float]
 Color = tuple[int, int, int]
@@ -36,7 +36,7 @@ class Canvas:
         self._center = center
         self._scale = scale * self.SUPERSAMPLING
         self._image = Image.new("RGB", (width * self.SUPERSAMPLING, height * self.SUPERSAMPLING), background)
-        self._draw: ImageDraw = ImageDraw.Draw(self._image)
+        self._draw: Pencil = ImageDraw.Draw(self._image)
 
     def _pixel(self, point: Point) -> Point:
         return (

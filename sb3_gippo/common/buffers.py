@@ -25,7 +25,7 @@ class GradientBatch:
 
 class GradientRolloutBuffer(RolloutBuffer):
     """
-    SB3's :class:`RolloutBuffer`, with the noise of the reparameterised actions (``actions`` = μ + σ · ``noise``, before clip or
+    :class:`RolloutBuffer` of SB3, with the noise of the actions (``actions`` = μ + σ · ``noise``, before clip or
     squash), the environment's step gradients, and after the rollout ``action_gradients``.
 
     Without gradients it is a plain ``RolloutBuffer``. Arrays have the shape (n_steps, n_envs, ...).

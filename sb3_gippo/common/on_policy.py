@@ -72,9 +72,7 @@ class GradientPPO(PPO):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        assert self.env is not None, (
-            "This model has no environment: give it one by `set_env`, or by `load(..., env=env)`."
-        )
+        assert self.env is not None, "This model has no environment: give it one by `set_env`, or by `load(..., env=env)`."
         if self._wants_gradients() and self._unsupported() is None and self.env.has_attr("set_differentiable"):
             self.env.env_method("set_differentiable", True)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)

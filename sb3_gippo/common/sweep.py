@@ -54,9 +54,7 @@ def action_gradients(
         goes_on = continues[t, :, None]
         if state_bar is not None:
             state_bar = decay * state_bar.where(goes_on, 0.0)
-        next_obs_bar = gamma * value_gradients[t].where(bootstrap[t, :, None], 0.0) + decay * obs_bar.where(
-            goes_on, 0.0
-        )
+        next_obs_bar = gamma * value_gradients[t].where(bootstrap[t, :, None], 0.0) + decay * obs_bar.where(goes_on, 0.0)
         state_bar, action_bar = step_gradients[t].vjp(state_bar, next_obs_bar * observation_scale[t], reward_scale[t])
         gradients[t] = action_bar * action_scale[t]
         if t > 0 and continues[t - 1].any():

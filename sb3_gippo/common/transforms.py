@@ -34,7 +34,7 @@ def observation_derivative(normalize: VecNormalize | None, observations: np.ndar
     """
     if normalize is None or not normalize.norm_obs:
         return np.ones_like(observations)
-    scale = 1 / np.sqrt(normalize.obs_rms.var + normalize.epsilon)  # type: ignore[union-attr]
+    scale = 1 / np.sqrt(normalize.obs_rms.var + normalize.epsilon)  # type: ignore[attr-defined]
     return np.where(np.abs(observations) < normalize.clip_obs, scale.reshape(1, -1), 0.0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -36,7 +36,8 @@ class Diagnostics:
     """
     What the batch says of an α-step that was made.
 
-    :param det_min: smallest det(I + α ∇²A) over the batch, as realised by the fitted policy: σ_α / σ̄, multiplied over dimensions
+    :param det_min: smallest det(I + α ∇²A) over the batch, as realised by the fitted policy: σ_α / σ̄, multiplied over
+        dimensions
     :param det_mean: its mean
     :param det_max: its largest
     :param improvement: mean of Â·(ρ - 1), the estimated gain, with ρ = π_α/π̄
@@ -76,7 +77,7 @@ class AlphaController:
         Move α by what the α-step showed.
 
         :param diagnostics: ``None`` if the fit failed
-        :return: why α moved: ``fit_failed`` (it did not), ``unsafe_variance``, ``biased``, ``out_of_range`` (down) or ``safe`` (up)
+        :return: ``fit_failed`` (it did not), ``unsafe_variance``, ``biased``, ``out_of_range`` (down), ``safe`` (up)
         """
         settings, old = self.settings, self.alpha
         if diagnostics is None:
@@ -124,7 +125,7 @@ def actor_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
     observation = th.zeros(2, *policy.observation_space.shape, device=policy.device)  # type: ignore[misc]
     training = policy.training
     policy.set_training_mode(False)
-    distribution = policy.get_distribution(observation).distribution
+    distribution: Any = policy.get_distribution(observation).distribution
     outputs = (distribution.mean.sum() + distribution.stddev.sum(), policy.predict_values(observation).sum())
     acts, values = (th.autograd.grad(output, parameters, allow_unused=True) for output in outputs)
     policy.set_training_mode(training)
@@ -185,7 +186,7 @@ class AdamFit:
         """
 
         def loss() -> th.Tensor:
-            distribution = self.policy.get_distribution(observations).distribution
+            distribution: Any = self.policy.get_distribution(observations).distribution
             return fit_loss(distribution.mean, distribution.stddev, noise, target, scale)
 
         with th.no_grad():

@@ -37,7 +37,7 @@ class GIPPO(GradientPPO):
     Paper: https://arxiv.org/abs/2312.08710 (NeurIPS 2023)
 
     Before PPO's update, the policy is moved towards the α-policy, ``a + α · dÂ/da`` for every sampled action ``a``; PPO then
-    works against the virtual policy π_h, the mean of the sampling policy and the α-policy. α is raised while the α-policy stays
+    works against the virtual policy π_h, the mean of sampling policy and the α-policy. α is raised while the α-policy stays
     a valid density near the batch, and lowered when the gradients prove biased or lead too far away.
 
     The environments hand over their derivatives in ``info["grad"]``; they are asked to by ``set_differentiable(True)`` when
@@ -174,9 +174,7 @@ class GIPPO(GradientPPO):
 
     def _check_hyperparameters(self) -> None:
         assert math.isfinite(self.alpha) and self.alpha >= 0, f"`alpha` must be 0 or positive, not {self.alpha}"
-        assert self.max_alpha >= self.alpha, (
-            f"`max_alpha` ({self.max_alpha}) must not be less than `alpha` ({self.alpha})"
-        )
+        assert self.max_alpha >= self.alpha, f"`max_alpha` ({self.max_alpha}) must not be less than `alpha` ({self.alpha})"
         assert 0 < self.alpha_interval < 1, f"`alpha_interval` must lie between 0 and 1, not {self.alpha_interval}"
         assert self.alpha_factor > 1, f"`alpha_factor` must be greater than 1, not {self.alpha_factor}"
         assert self.alpha_iterations >= 1, f"`alpha_iterations` must be at least 1, not {self.alpha_iterations}"

@@ -22,9 +22,7 @@ class MlpPolicy(ActorCriticPolicy):
         super().__init__(*args, **kwargs)
         if squash_actions:
             if not isinstance(self.action_space, spaces.Box) or self.use_sde:
-                raise ValueError(
-                    "squash_actions needs continuous actions and no gSDE (which has its own squash_output)."
-                )
+                raise ValueError("squash_actions needs continuous actions and no gSDE (which has its own squash_output).")
             # SB3 then maps actions by `unscale_action` instead of clipping them, in rollouts and in `predict`.
             self._squash_output = True
 

@@ -69,7 +69,7 @@ class TorchVecEnv(VecEnv):
             infos[index] = {
                 "terminal_observation": batched["final_obs"][index],
                 "TimeLimit.truncated": bool(truncated[index]),
-                "episode": self._end_episode(index),
+                "episode": self._end_episode(int(index)),
             }
         return observations, rewards, dones, infos
 

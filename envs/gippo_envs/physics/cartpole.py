@@ -113,9 +113,7 @@ class CartPoleSwingUp(FunctionalEnv):
         x, angle = float(state[0]), float(state[1])
         canvas = Canvas(600, 300, center=(0.0, 0.2), scale=600 / (2 * self.rail + 2.0))
         canvas.line((-self.rail, 0.0), (self.rail, 0.0), (150, 150, 150), 0.04)
-        canvas.polygon(
-            [(x + dx, dy) for dx, dy in ((-0.35, -0.2), (0.35, -0.2), (0.35, 0.2), (-0.35, 0.2))], (60, 60, 60)
-        )
+        canvas.polygon([(x + dx, dy) for dx, dy in ((-0.35, -0.2), (0.35, -0.2), (0.35, 0.2), (-0.35, 0.2))], (60, 60, 60))
         tip = (x + self.pole_length * math.sin(angle), self.pole_length * math.cos(angle))
         canvas.line((x, 0.0), tip, (202, 152, 101), 0.12)
         canvas.circle((x, 0.0), 0.08, (129, 132, 203))
