@@ -11,6 +11,7 @@ import yaml
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
@@ -43,6 +44,8 @@ def read_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     for key in ("policy_kwargs", "normalize"):
         if isinstance(entry.get(key), str):
             entry[key] = eval(entry[key], {"nn": nn, "dict": dict})  # rl_zoo3 reads them so
+    if isinstance(entry.get("learning_rate"), str):
+        entry["learning_rate"] = LinearSchedule(float(entry["learning_rate"].removeprefix("lin_")), 0.0, 1.0)
     return entry
 
 

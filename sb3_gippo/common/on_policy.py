@@ -30,6 +30,7 @@ class GradientPPO(PPO):
 
     rollout_buffer: RolloutBuffer
     max_action_grad_norm: float | None
+    action_gradient_lambda: float | None
 
     _has_gradients: bool = False
     """whether the rollout in the buffer has usable action gradients"""
@@ -136,7 +137,7 @@ class GradientPPO(PPO):
             th.as_tensor(buffer.bootstrap, device=self.device),
             th.as_tensor(buffer.continues, device=self.device),
             self.gamma,
-            self.gae_lambda,
+            self.gae_lambda if self.action_gradient_lambda is None else self.action_gradient_lambda,
         )
         finite = gradients.isfinite().all(dim=2, keepdim=True)
         gradients = gradients.where(finite, 0.0)

@@ -1,22 +1,15 @@
-"""The α-policy: its fit, the diagnostics, and the control of α."""
+"""The α-policy: its density, what a batch says of an α-step, and the control of α."""
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import nn
 
-LOG_STD_MIN = math.log(1e-6)
-"""the policy's log σ is kept above: below it float32 can no longer tell the actions apart"""
 MAX_LOG_RATIO = 4.0
 """where |log π̄ - log π_α| is larger, the virtual policy is π_α alone"""
-MIN_LEARNING_RATE = 1e-5
-"""the α-step's learning rate is not reduced below"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +36,8 @@ class Diagnostics:
     :param improvement: mean of Â·(ρ - 1), the estimated gain, with ρ = π_α/π̄
     :param improvement_z: that mean in units of its standard error
     :param out_of_range_ratio: share of samples with ρ outside [1 - clip_range, 1 + clip_range]
+    :param agreement: slope of the advantages over what the action gradients predict of them, see :func:`agreement`
+    :param agreement_error: its standard error
     """
 
     det_min: float
@@ -51,12 +46,40 @@ class Diagnostics:
     improvement: float
     improvement_z: float
     out_of_range_ratio: float
+    agreement: float
+    agreement_error: float
+
+
+class AlphaController:
+    """Control of α. Its state is saved with the model."""
+
+    settings: AlphaSettings
+    alpha: float
+
+    def update(self, diagnostics: Diagnostics | None) -> str:
+        """
+        Move α by what the α-step showed.
+
+        :param diagnostics: ``None`` if the fit failed
+        :return: why α moved
+        """
+        raise NotImplementedError
+
+    def no_gradients(self) -> str:
+        """
+        Lower α after a batch in which no gradient was usable.
+
+        :return: ``no_gradients``
+        """
+        self.alpha /= self.settings.factor
+        return "no_gradients"
 
 
 @dataclass
-class AlphaController:
+class PublishedController(AlphaController):
     """
-    Multiplicative control of α.
+    The paper's control: α rises while the α-policy is a valid density near the batch, and falls if it is not, if the estimated
+    improvement is negative, or if too many ratios leave PPO's clip range.
 
     :param settings: hyper-parameters
     :ivar alpha: the present α
@@ -73,12 +96,6 @@ class AlphaController:
         self.alpha = self.settings.alpha
 
     def update(self, diagnostics: Diagnostics | None) -> str:
-        """
-        Move α by what the α-step showed.
-
-        :param diagnostics: ``None`` if the fit failed
-        :return: ``fit_failed`` (it did not), ``unsafe_variance``, ``biased``, ``out_of_range`` (down), ``safe`` (up)
-        """
         settings, old = self.settings, self.alpha
         if diagnostics is None:
             return "fit_failed"
@@ -103,136 +120,56 @@ class AlphaController:
         succeeded_at_once = scale >= self.learning_rate_scale
         self.learning_rate_scale = min(1.0, scale * self.RECOVERY) if succeeded_at_once else scale
 
-    def no_gradients(self) -> str:
+
+@dataclass
+class AgreementController(AlphaController):
+    """
+    Control by agreement: α rises while the action gradients predict the advantages, and falls while they do not.
+
+    The slope of :func:`agreement` is 1 for exact gradients of a linear advantage, ½ for those of a quadratic one whose optimum
+    is near, 0 for useless gradients and negative for misleading ones. A batch measures it with an error, so it is tracked by
+    a scalar Kalman filter (a random walk with step :attr:`DRIFT`).
+
+    :param settings: hyper-parameters
+    :ivar alpha: the present α, the length of the α-step as a share of the trust region's
+    :ivar slope: what is believed of the slope
+    :ivar variance: how uncertain that is
+    """
+
+    DRIFT: ClassVar[float] = 0.03
+    MIN_SLOPE: ClassVar[float] = 0.1
+    """a smaller one means that the gradients say next to nothing of the advantages"""
+
+    settings: AlphaSettings
+    alpha: float = field(init=False)
+    slope: float = field(init=False, default=0.5)
+    variance: float = field(init=False, default=0.25)
+
+    def __post_init__(self) -> None:
+        self.alpha = self.settings.alpha
+
+    def update(self, diagnostics: Diagnostics | None) -> str:
+        if diagnostics is None:
+            return "fit_failed"
+        self.observe(diagnostics.agreement, diagnostics.agreement_error)
+        agrees = self.slope - self.settings.bias_z * math.sqrt(self.variance) > self.MIN_SLOPE
+        factor = self.settings.factor if agrees else 1 / self.settings.factor
+        self.alpha = min(self.alpha * factor, self.settings.max_alpha)
+        return "agrees" if agrees else "disagrees"
+
+    def observe(self, slope: float, error: float) -> None:
         """
-        Lower α after a batch in which no gradient was usable.
+        Update what is believed of the slope.
 
-        :return: ``no_gradients``
+        :param slope: of this batch
+        :param error: its standard error; where that is not finite, the batch says nothing
         """
-        self.alpha /= self.settings.factor
-        return "no_gradients"
-
-
-def actor_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
-    """
-    The parameters the action depends on and the value does not: shared features belong to the PPO step alone.
-
-    :param policy: with a diagonal Gaussian distribution
-    :return: in the policy's order
-    """
-    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    # Two rows, not one: normalisation layers want a batch.
-    observation = th.zeros(2, *policy.observation_space.shape, device=policy.device)  # type: ignore[misc]
-    training = policy.training
-    policy.set_training_mode(False)
-    distribution: Any = policy.get_distribution(observation).distribution
-    outputs = (distribution.mean.sum() + distribution.stddev.sum(), policy.predict_values(observation).sum())
-    acts, values = (th.autograd.grad(output, parameters, allow_unused=True) for output in outputs)
-    policy.set_training_mode(training)
-    return [p for p, act, value in zip(parameters, acts, values) if act is not None and value is None]
-
-
-def fit_loss(mean: th.Tensor, std: th.Tensor, noise: th.Tensor, target: th.Tensor, scale: th.Tensor) -> th.Tensor:
-    """
-    How far the policy's actions are from the α-policy's, in units of the sampling policy's σ:
-    mean over samples of ‖(μ + σ ε - target) / scale‖².
-
-    :param mean: μ (n, action_dim)
-    :param std: σ (n, action_dim)
-    :param noise: ε (n, action_dim)
-    :param target: (n, action_dim)
-    :param scale: σ̄ (n, action_dim), or 1
-    :return: a scalar
-    """
-    return ((mean + std * noise - target) / scale).square().sum(1).mean()
-
-
-class AdamFit:
-    """
-    The paper's solver: full-batch Adam steps; if the loss did not fall, restore the actor, lower the learning rate, try again.
-
-    :param policy: its actor is fitted, with ``policy.alpha_optimizer``
-    :param n_iterations: Adam steps
-    :param max_grad_norm: gradient clipping
-    """
-
-    RETRIES = 8
-    REDUCTION = 1.5
-
-    def __init__(self, policy: ActorCriticPolicy, n_iterations: int, max_grad_norm: float):
-        self.policy = policy
-        self.optimizer: th.optim.Optimizer = policy.alpha_optimizer  # type: ignore[assignment]
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.n_iterations = n_iterations
-        self.max_grad_norm = max_grad_norm
-
-    def fit(
-        self,
-        observations: th.Tensor,
-        noise: th.Tensor,
-        target: th.Tensor,
-        scale: th.Tensor,
-        learning_rate: float,
-    ) -> tuple[float, float]:
-        """
-        Move the actor towards the target actions. It is never left worse than it was found.
-
-        :param observations: (n, ...)
-        :param noise: (n, action_dim)
-        :param target: (n, action_dim), a + α·g
-        :param scale: (n, action_dim), unit of the residual
-        :param learning_rate: of the first attempt
-        :return: final loss over initial loss (1 if every attempt failed), and the learning rate of the last attempt
-        """
-
-        def loss() -> th.Tensor:
-            distribution: Any = self.policy.get_distribution(observations).distribution
-            return fit_loss(distribution.mean, distribution.stddev, noise, target, scale)
-
-        with th.no_grad():
-            initial = loss().item()
-        before = snapshot(self.parameters, self.optimizer)
-        for _ in range(self.RETRIES):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            for _ in range(self.n_iterations):
-                self.optimizer.zero_grad()
-                loss().backward()
-                nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-                self.optimizer.step()
-            clamp_log_std(self.policy)
-            with th.no_grad():
-                final = loss().item()
-            if final < initial:  # False for NaN
-                self.optimizer.zero_grad()
-                return final / initial, learning_rate
-            restore(self.parameters, self.optimizer, before)
-            learning_rate = max(learning_rate / self.REDUCTION, min(MIN_LEARNING_RATE, learning_rate))
-        self.optimizer.zero_grad()
-        return 1.0, learning_rate
-
-
-Snapshot = tuple[list[th.Tensor], dict]
-
-
-def snapshot(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer) -> Snapshot:
-    """:return: copies of the parameters and of the optimizer's state, for :func:`restore`"""
-    return [p.detach().clone() for p in parameters], copy.deepcopy(optimizer.state_dict())
-
-
-def restore(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer, before: Snapshot) -> None:
-    """Put parameters and optimizer back to a :func:`snapshot`, which can be used again."""
-    with th.no_grad():
-        for parameter, old in zip(parameters, before[0]):
-            parameter.copy_(old)
-    optimizer.load_state_dict(copy.deepcopy(before[1]))
-
-
-def clamp_log_std(policy: ActorCriticPolicy) -> None:
-    """Keep a state-independent log σ above its floor."""
-    if isinstance(getattr(policy, "log_std", None), nn.Parameter):
-        with th.no_grad():
-            policy.log_std.clamp_(min=LOG_STD_MIN)
+        variance = self.variance + self.DRIFT**2
+        if math.isfinite(slope) and math.isfinite(error):
+            gain = variance / (variance + error**2) if error > 0 else 1.0
+            self.slope += gain * (slope - self.slope)
+            variance *= 1 - gain
+        self.variance = variance
 
 
 def log_prob(actions: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
@@ -254,12 +191,32 @@ def virtual_log_prob(old: th.Tensor, alpha: th.Tensor) -> th.Tensor:
     return th.where(virtual.isfinite(), virtual, old)
 
 
+def agreement(advantages: th.Tensor, noise: th.Tensor, whitened: th.Tensor) -> tuple[float, float]:
+    """
+    How far the action gradients predict the advantages: to first order a sample's own noise moves its own advantage by
+    p = (σ g)·ε, so that the regression of Â on p over the batch has slope 1. Gradients that are noise, belong to other
+    samples or have the wrong sign have slopes of 0 or less; a large bias pulls the slope towards 0.
+
+    :param advantages: Â (n,)
+    :param noise: ε (n, action_dim)
+    :param whitened: σ g (n, action_dim)
+    :return: the slope and its standard error; not a number where there is nothing to predict
+    """
+    predicted = (whitened * noise).sum(1).double()
+    predicted = predicted - predicted.mean()
+    centred = (advantages - advantages.mean()).double()
+    power = predicted.square().sum()
+    slope = (predicted * centred).sum() / power
+    error = ((centred - slope * predicted).square().mean() / power).sqrt()
+    return slope.item(), error.item()
+
+
 def diagnose(
     advantages: th.Tensor,
-    old_log_prob: th.Tensor,
-    alpha_log_prob: th.Tensor,
-    old_std: th.Tensor,
-    alpha_std: th.Tensor,
+    noise: th.Tensor,
+    whitened: th.Tensor,
+    log_probs: tuple[th.Tensor, th.Tensor],
+    stds: tuple[th.Tensor, th.Tensor],
     clip_range: float,
 ) -> Diagnostics:
     """
@@ -268,17 +225,18 @@ def diagnose(
     The advantages are centred: E[ρ - 1] = 0 makes that free, and less noisy.
 
     :param advantages: Â (n,)
-    :param old_log_prob: log π̄ (n,)
-    :param alpha_log_prob: log π_α (n,)
-    :param old_std: σ̄ (n, action_dim)
-    :param alpha_std: σ_α (n, action_dim)
+    :param noise: ε (n, action_dim)
+    :param whitened: σ g (n, action_dim)
+    :param log_probs: log π̄ and log π_α (n,)
+    :param stds: σ̄ and σ_α (n, action_dim)
     :param clip_range: PPO's
     """
-    det = (alpha_std.log() - old_std.log()).sum(1).exp()
-    ratio = (alpha_log_prob - old_log_prob).clamp(-16, 16).exp()
+    det = (stds[1].log() - stds[0].log()).sum(1).exp()
+    ratio = (log_probs[1] - log_probs[0]).clamp(-16, 16).exp()
     gain = (advantages - advantages.mean()) * (ratio - 1)
     standard_error = gain.std().item() / math.sqrt(len(gain)) if len(gain) > 1 else math.nan
     improvement = gain.mean().item()
+    slope, error = agreement(advantages, noise, whitened)
     return Diagnostics(
         det.min().item(),
         det.mean().item(),
@@ -286,4 +244,6 @@ def diagnose(
         improvement,
         improvement / standard_error if standard_error > 0 else 0.0,
         ((ratio - 1).abs() > clip_range).float().mean().item(),
+        slope,
+        error,
     )

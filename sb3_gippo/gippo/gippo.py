@@ -12,20 +12,25 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_gippo.common.buffers import GradientRolloutBuffer
+from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
+from sb3_gippo.common.critic import CriticMemory
 from sb3_gippo.common.on_policy import GradientPPO
 from sb3_gippo.gippo.alpha import (
-    AdamFit,
+    AgreementController,
     AlphaController,
     AlphaSettings,
-    actor_parameters,
+    Diagnostics,
+    PublishedController,
     diagnose,
     log_prob,
-    restore,
-    snapshot,
     virtual_log_prob,
 )
+from sb3_gippo.gippo.fit import AdamFit, actor_parameters, clamp_log_std, restore, snapshot
 from sb3_gippo.gippo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_gippo.gippo.trust_region import Gaussian, TrustRegion, fit_displacement, natural_displacement, pull_back
+
+CONTROLLERS: dict[str, Any] = {"trust_region": AgreementController, "adam": PublishedController}
+"""control of α by solver"""
 
 SelfGIPPO = TypeVar("SelfGIPPO", bound="GIPPO")
 
@@ -71,16 +76,25 @@ class GIPPO(GradientPPO):
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run.
-    :param alpha: Initial α; 0 for plain PPO
-    :param alpha_interval: δ: the α-step is safe while det(I + α ∇²A) stays in [1 - δ, 1 + δ] over the batch
+    :param alpha: Initial α; 0 for plain PPO. With the trust region, length of the α-step as a share of the region's radius;
+        with the published solver, what the gradient is multiplied by (the paper starts between 1e-5 and 0.5)
+    :param alpha_interval: δ (published solver): the α-step is safe while det(I + α ∇²A) stays in [1 - δ, 1 + δ]
     :param alpha_factor: β > 1: α is multiplied or divided by it in every iteration
     :param max_alpha: α is never raised above
     :param alpha_iterations: Optimizer steps of the fit to the α-policy
-    :param alpha_learning_rate: Learning rate of that fit, it can be a function of the current progress remaining
-    :param alpha_solver: How the α-policy is fitted: ``"adam"``, as in the paper
-    :param max_out_of_range: α is lowered when a larger share of the ratios π_α/π̄ leaves PPO's clip range
-    :param bias_z: α is lowered when the estimated improvement of the α-policy is negative by more standard errors than this
+    :param alpha_learning_rate: Learning rate of that fit, it can be a function of the current progress remaining.
+        The trust region lowers it as its budget demands.
+    :param alpha_solver: How the α-policy is fitted and α controlled: ``"trust_region"``, in KL budgets and by the agreement
+        of gradients and advantages, or ``"adam"``, as in the paper
+    :param max_out_of_range: α is lowered when a larger share of the ratios π_α/π̄ leaves PPO's clip range (published solver)
+    :param bias_z: by how many standard errors the gradients must be seen to agree with the advantages for α to rise (trust
+        region), or the improvement to be negative for α to fall (published solver)
     :param max_action_grad_norm: Longer rows of dÂ/da are scaled down to this norm; ``None`` for no limit
+    :param alpha_kl: KL divergence the mean may move in one iteration (trust region); it shrinks with the remaining progress
+    :param std_kl: KL divergence σ may move in one iteration (trust region); it shrinks with the remaining progress
+    :param action_gradient_lambda: λ of the advantage whose gradient is used; ``None`` for ``gae_lambda``
+    :param critic_steps: Minibatch steps that fit the critic after each PPO update, beside its value loss
+    :param critic_windows: How many of the last windows those steps draw from
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
 
@@ -117,16 +131,21 @@ class GIPPO(GradientPPO):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        alpha: float = 1e-5,
+        alpha: float = 0.3,
         alpha_interval: float = 0.4,
         alpha_factor: float = 1.1,
         max_alpha: float = 1.0,
-        alpha_iterations: int = 16,
-        alpha_learning_rate: float | Schedule = 1e-3,
-        alpha_solver: str = "adam",
+        alpha_iterations: int = 4,
+        alpha_learning_rate: float | Schedule = 1e-2,
+        alpha_solver: str = "trust_region",
         max_out_of_range: float = 0.5,
         bias_z: float = 1.0,
         max_action_grad_norm: float | None = None,
+        alpha_kl: float = 0.1,
+        std_kl: float = 0.01,
+        action_gradient_lambda: float | None = None,
+        critic_steps: int = 0,
+        critic_windows: int = 1,
         _init_setup_model: bool = True,
     ):
         super().__init__(
@@ -167,7 +186,14 @@ class GIPPO(GradientPPO):
         self.max_out_of_range = max_out_of_range
         self.bias_z = bias_z
         self.max_action_grad_norm = max_action_grad_norm
+        self.alpha_kl = alpha_kl
+        self.std_kl = std_kl
+        self.action_gradient_lambda = action_gradient_lambda
+        self.critic_steps = critic_steps
+        self.critic_windows = critic_windows
         self.alpha_controller: AlphaController | None = None
+        self.trust_region: TrustRegion | None = None
+        self.critic_memory: CriticMemory | None = None
 
         if _init_setup_model:
             self._setup_model()
@@ -181,7 +207,16 @@ class GIPPO(GradientPPO):
         assert callable(self.alpha_learning_rate) or self.alpha_learning_rate > 0, (
             f"`alpha_learning_rate` must be positive, not {self.alpha_learning_rate}"
         )
-        assert self.alpha_solver == "adam", f'`alpha_solver` must be "adam", not {self.alpha_solver!r}'
+        assert self.alpha_solver in CONTROLLERS, (
+            f"`alpha_solver` must be one of {', '.join(CONTROLLERS)}, not {self.alpha_solver!r}"
+        )
+        assert self.alpha_kl > 0, f"`alpha_kl` must be positive, not {self.alpha_kl}"
+        assert self.std_kl > 0, f"`std_kl` must be positive, not {self.std_kl}"
+        assert self.action_gradient_lambda is None or 0 <= self.action_gradient_lambda <= 1, (
+            f"`action_gradient_lambda` must lie between 0 and 1 (`None`: `gae_lambda`), not {self.action_gradient_lambda}"
+        )
+        assert self.critic_steps >= 0, f"`critic_steps` must be 0 or positive, not {self.critic_steps}"
+        assert self.critic_windows >= 1, f"`critic_windows` must be at least 1, not {self.critic_windows}"
         assert 0 < self.max_out_of_range <= 1, f"`max_out_of_range` must lie in (0, 1], not {self.max_out_of_range}"
         assert self.bias_z >= 0, f"`bias_z` must be 0 or positive, not {self.bias_z}"
         assert self.max_action_grad_norm is None or self.max_action_grad_norm > 0, (
@@ -196,13 +231,32 @@ class GIPPO(GradientPPO):
             self.alpha, self.alpha_interval, self.alpha_factor, self.max_alpha, self.max_out_of_range, self.bias_z
         )
         # A loaded model brings its controller along, unless `load` was given other hyper-parameters.
-        if self.alpha_controller is None or self.alpha_controller.settings != settings:
-            self.alpha_controller = AlphaController(settings)
+        controller_class = CONTROLLERS[self.alpha_solver]
+        controller = self.alpha_controller
+        if not isinstance(controller, controller_class) or controller.settings != settings:
+            self.alpha_controller = controller_class(settings)
+            self.trust_region = TrustRegion() if self.alpha_solver == "trust_region" else None
+        if self.critic_memory is None or self.critic_memory.windows.maxlen != self.critic_windows:
+            self.critic_memory = CriticMemory(self.critic_windows)
         if self._can_fit():
-            # On the policy, so that it is saved and loaded as an optimizer, with its parameters.
-            self.policy.alpha_optimizer = th.optim.Adam(  # type: ignore[assignment]
-                actor_parameters(self.policy), lr=self._alpha_lr_schedule(1.0), betas=(0.7, 0.95)
-            )
+            self._setup_optimizers()
+
+    def _setup_optimizers(self) -> None:
+        """Put the optimizers on the policy, so that they are saved and loaded with its parameters."""
+        self._actor = actor_parameters(self.policy)
+        actor = [*self._actor.mean, *self._actor.std]
+        rest = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
+        rate = self.lr_schedule(1.0)
+        if self.trust_region is None:
+            self.policy.alpha_optimizer = th.optim.Adam(actor, lr=1e-3, betas=(0.7, 0.95))  # type: ignore[assignment]
+        else:
+            # The published moments average three batches; environments in phase need the memory of an episode.
+            self.policy.alpha_optimizer = th.optim.Adam(self._actor.mean, lr=1e-3, betas=(0.9, 0.99))  # type: ignore[assignment]
+            # Mean and σ have learning rates of their own in the PPO step.
+            groups = [{"params": group} for group in (self._actor.mean, self._actor.std, rest)]
+            optimizer_class, kwargs = self.policy.optimizer_class, self.policy.optimizer_kwargs
+            self.policy.optimizer = optimizer_class(groups, lr=rate, **kwargs)  # type: ignore[call-arg]
+        self.policy.critic_optimizer = th.optim.Adam(rest, lr=rate, eps=1e-5)  # type: ignore[assignment]
 
     def _can_fit(self) -> bool:
         return self.alpha > 0 and self._unsupported() is None
@@ -210,65 +264,150 @@ class GIPPO(GradientPPO):
     def _wants_gradients(self) -> bool:
         return self.alpha > 0
 
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        if self._has_gradients and self.trust_region is not None:
+            rates = (self.trust_region.ppo_mean, self.trust_region.ppo_std)
+            for group, rate in zip(self.policy.optimizer.param_groups, rates):
+                group["lr"] *= rate.scale
+
     def train(self) -> None:
         """Move the policy towards the α-policy, then make PPO's update against the virtual policy."""
-        if not self._wants_gradients():
-            super().train()
-            return
-        assert self.alpha_controller is not None
         if self._has_gradients:
-            self._alpha_step(self.alpha_controller)
-            parameters, optimizer = list(self.policy.parameters()), self.policy.optimizer
-            before = snapshot(parameters, optimizer)
-            super().train()
-            if not all(parameter.isfinite().all() for parameter in parameters):
-                # With σ tiny a ratio may overflow in the PPO step; the α-step alone is kept.
-                restore(parameters, optimizer, before)
-                self.logger.record("train/ppo_step_undone", 1)
-        else:
-            if self._gradients_unusable:
-                self.logger.record("train/alpha_decision", self.alpha_controller.no_gradients())
-                self.logger.record("train/alpha", self.alpha_controller.alpha)
-            super().train()
+            assert isinstance(self.rollout_buffer, GradientRolloutBuffer)
+            batch = self.rollout_buffer.gradient_batch()
+            returns = self.rollout_buffer.swap_and_flatten(self.rollout_buffer.returns).flatten()
+            self.policy.set_training_mode(False)
+            self._alpha_step(batch)
+            self._ppo_step(batch)
+            self._critic_fit(batch.observations, returns)
+            return
+        if self._gradients_unusable:
+            assert self.alpha_controller is not None
+            self.logger.record("train/alpha_decision", self.alpha_controller.no_gradients())
+            self.logger.record("train/alpha", self.alpha_controller.alpha)
+        super().train()
 
-    def _alpha_step(self, controller: AlphaController) -> None:
+    @property
+    def _budgets(self) -> tuple[float, float]:
+        """KL divergence that mean and σ may move in this iteration."""
+        # `learn` may overshoot its last step, and then less than nothing remains.
+        remaining = max(self._current_progress_remaining, 1e-3)
+        return self.alpha_kl * remaining, self.std_kl * remaining
+
+    def _alpha_step(self, batch: GradientBatch) -> None:
         """Fit the α-policy, judge it, move α, and put log π_h where PPO looks for the old policy's log-probabilities."""
-        buffer = self.rollout_buffer
-        assert isinstance(buffer, GradientRolloutBuffer)
-        batch = buffer.gradient_batch()
-        self.policy.set_training_mode(False)
+        controller, buffer = self.alpha_controller, self.rollout_buffer
+        assert controller is not None
         with th.no_grad():
-            old_mean, old_std = self.gaussian(batch.observations)
-        base_rate = self._alpha_lr_schedule(self._current_progress_remaining)
+            old = self.gaussian(batch.observations)
         alpha = controller.alpha
+        whitened = old[1] * batch.action_gradients
+        if isinstance(controller, PublishedController):
+            loss_ratio = self._published_fit(controller, batch, old)
+        else:
+            loss_ratio = self._trust_region_fit(alpha, batch, old, whitened)
+        diagnostics = None
+        if loss_ratio is not None:
+            with th.no_grad():
+                new = self.gaussian(batch.observations)
+            log_probs = log_prob(batch.actions, *old), log_prob(batch.actions, *new)
+            diagnostics = diagnose(
+                batch.advantages.flatten(),
+                batch.noise,
+                whitened,
+                log_probs,
+                (old[1], new[1]),
+                self.clip_range(self._current_progress_remaining),  # type: ignore[operator]
+            )
+            n_steps, n_envs = buffer.log_probs.shape
+            # gradient_batch has the environments first.
+            virtual = virtual_log_prob(*log_probs).reshape(n_envs, n_steps).T
+            buffer.log_probs = virtual.cpu().numpy().astype(np.float32)
+        decision = controller.update(diagnostics)
+        self._log_alpha_step(alpha, loss_ratio, decision, diagnostics)
+
+    def _published_fit(self, controller: PublishedController, batch: GradientBatch, old: Gaussian) -> float | None:
+        nominal = self._alpha_lr_schedule(self._current_progress_remaining)
         fit = AdamFit(self.policy, self.alpha_iterations, self.max_grad_norm)
         loss_ratio, rate = fit.fit(
             batch.observations,
             batch.noise,
-            batch.actions + alpha * batch.action_gradients,
-            old_std,
-            base_rate * controller.learning_rate_scale,
+            batch.actions + controller.alpha * batch.action_gradients,
+            old[1],
+            nominal * controller.learning_rate_scale,
         )
-        fitted = loss_ratio < 1
-        diagnostics = None
-        if fitted:
-            with th.no_grad():
-                mean, std = self.gaussian(batch.observations)
-            old, new = log_prob(batch.actions, old_mean, old_std), log_prob(batch.actions, mean, std)
-            clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
-            diagnostics = diagnose(batch.advantages.flatten(), old, new, old_std, std, clip_range)
-            n_steps, n_envs = buffer.log_probs.shape
-            # gradient_batch has the environments first.
-            virtual = virtual_log_prob(old, new).reshape(n_envs, n_steps).T
-            buffer.log_probs = virtual.cpu().numpy().astype(np.float32)
-        if base_rate > 0:
-            controller.adapt_learning_rate(rate / base_rate)
-        decision = controller.update(diagnostics)
-        self._log_alpha_step(alpha, loss_ratio, decision, diagnostics)
+        if nominal > 0:
+            controller.adapt_learning_rate(rate / nominal)
+        return loss_ratio if loss_ratio < 1 else None
 
-    def _log_alpha_step(self, alpha: float, loss_ratio: float, decision: str, diagnostics: Any) -> None:
+    def _trust_region_fit(self, alpha: float, batch: GradientBatch, old: Gaussian, whitened: th.Tensor) -> float | None:
+        assert self.trust_region is not None
+        kl, std_kl = (alpha**2 * budget for budget in self._budgets)
+        remaining = max(self._current_progress_remaining, 0.0)
+        return fit_displacement(
+            self.policy,
+            self._actor,
+            lambda: self.gaussian(batch.observations),
+            old,
+            batch.noise,
+            natural_displacement(whitened, kl),
+            (kl, std_kl),
+            self.trust_region.fit,
+            self._alpha_lr_schedule(self._current_progress_remaining) * remaining,
+            self.alpha_iterations,
+            self.max_grad_norm,
+        )
+
+    def _ppo_step(self, batch: GradientBatch) -> None:
+        """PPO's update, held within its share of the trust region; undone if it is not finite."""
+        parameters, optimizer = list(self.policy.parameters()), self.policy.optimizer
+        before = snapshot(parameters, optimizer)
+        region = self.trust_region
+        if region is None:
+            super().train()
+        else:
+            assert self.alpha_controller is not None
+            with th.no_grad():
+                start = self.gaussian(batch.observations)
+            values = [[p.detach().clone() for p in group] for group in self._actor]
+            super().train()
+            self.policy.set_training_mode(False)
+            budgets = region.ppo_budgets(*self._budgets, self.alpha_controller.alpha)
+            made = pull_back(lambda: self.gaussian(batch.observations), start, self._actor, values, budgets)
+            for rate, kl, budget in zip((region.ppo_mean, region.ppo_std), made, budgets):
+                rate.update(kl, budget)
+            self.logger.record("train/ppo_kl_mean", made[0])
+            self.logger.record("train/ppo_kl_std", made[1])
+        clamp_log_std(self.policy)
+        if not all(parameter.isfinite().all() for parameter in parameters):
+            # With σ tiny a ratio may overflow in the PPO step; the α-step alone is kept.
+            restore(parameters, optimizer, before)
+            self.logger.record("train/ppo_step_undone", 1)
+
+    def _critic_fit(self, observations: th.Tensor, returns: np.ndarray) -> None:
+        """Fit the critic to the returns of the last windows."""
+        if self.critic_steps == 0:
+            return
+        assert self.critic_memory is not None
+        self.critic_memory.add(observations.cpu().numpy(), returns)
+        seen, targets = self.critic_memory.tensors(self.device)
+        optimizer: th.optim.Optimizer = self.policy.critic_optimizer  # type: ignore[assignment]
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr_schedule(self._current_progress_remaining)
+        for _ in range(self.critic_steps):
+            rows = th.randint(len(targets), (self.batch_size,), device=self.device)
+            loss = (self.policy.predict_values(seen[rows]).flatten() - targets[rows]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            th.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.max_grad_norm)
+            optimizer.step()
+        optimizer.zero_grad()
+        self.logger.record("train/critic_loss", loss.item())
+
+    def _log_alpha_step(self, alpha: float, loss_ratio: float | None, decision: str, diagnostics: Diagnostics | None) -> None:
         self.logger.record("train/alpha", alpha)
-        self.logger.record("train/alpha_loss_ratio", loss_ratio)
+        self.logger.record("train/alpha_loss_ratio", 1.0 if loss_ratio is None else loss_ratio)
         self.logger.record("train/alpha_decision", decision)
         if diagnostics is not None:
             self.logger.record("train/hessian_det_min", diagnostics.det_min)
@@ -277,6 +416,7 @@ class GIPPO(GradientPPO):
             self.logger.record("train/alpha_improvement", diagnostics.improvement)
             self.logger.record("train/alpha_improvement_z", diagnostics.improvement_z)
             self.logger.record("train/out_of_range_ratio", diagnostics.out_of_range_ratio)
+            self.logger.record("train/gradient_agreement", diagnostics.agreement)
 
     def learn(
         self: SelfGIPPO,
@@ -292,5 +432,8 @@ class GIPPO(GradientPPO):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         if self._can_fit():
-            state_dicts = [*state_dicts, "policy.alpha_optimizer"]
+            state_dicts = [*state_dicts, "policy.alpha_optimizer", "policy.critic_optimizer"]
         return state_dicts, variables
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_actor"]
