@@ -169,6 +169,7 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
     :param core: a :class:`FunctionalEnv` class, or where to import it from (``"module:Class"``)
     :param render_mode: ``None`` or ``"rgb_array"``
     :param differentiable: whether ``step`` returns ``info["grad"]``; the other numbers are the same either way
+    :param stagger: taken so that one set of keywords makes both faces; one environment has no phase to be out of
     :param constants: fields of the core
     """
 
@@ -179,6 +180,7 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
         core: str | Callable[..., FunctionalEnv],
         render_mode: str | None = None,
         differentiable: bool = False,
+        stagger: bool = False,
         **constants: Any,
     ):
         self.core = _build(core, constants)
@@ -253,7 +255,10 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     :param max_episode_steps: time limit; ``None`` for none
     :param render_mode: ``None`` or ``"rgb_array"``
     :param differentiable: whether :attr:`transition` carries a graph; the numbers are the same either way
+    :param stagger: cut the first episodes at evenly spread fractions of the time limit, so that the environments run out of
+        phase and every window shows all parts of an episode
     :param constants: fields of the core
+    :raises ValueError: for ``stagger`` without a time limit
     """
 
     def __init__(
@@ -263,11 +268,15 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         differentiable: bool = False,
+        stagger: bool = False,
         **constants: Any,
     ):
         self.core = _build(core, constants)
         self.num_envs = num_envs
+        if stagger and max_episode_steps is None:
+            raise ValueError("stagger spreads the environments over the time limit: give max_episode_steps as well.")
         self.max_episode_steps = max_episode_steps
+        self.stagger = stagger
         self.render_mode = render_mode
         self.differentiable = differentiable
         self.single_observation_space = self.core.observation_space
@@ -307,7 +316,10 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if seed is not None or self._generator is None:
             self._generator = _generator(self.np_random)
         self.transition = None
-        self._episode_steps[:] = 0
+        # The episode's clock, which a staggered first episode does not start at 0.
+        self._episode_steps[:] = (
+            np.arange(self.num_envs) * (self.max_episode_steps or 0) // self.num_envs if self.stagger else 0
+        )
         with th.no_grad():
             self._state = self.core.initial_state(self.num_envs, self._generator, options)
             return self.core.observe(self._state).numpy().copy(), {}

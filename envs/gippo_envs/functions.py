@@ -105,3 +105,45 @@ class Rastrigin(Function):
 
     def value(self, x: th.Tensor) -> th.Tensor:
         return (x.square() + 10 * (1 - (2 * math.pi * x).cos())).sum(1)
+
+
+@dataclass
+class Contextual(Function):
+    """
+    A function whose minimum depends on an observed context o, drawn uniformly from [-1, 1]^4 for every episode: it lies at
+    0.3 · bound · sin(W o), with a fixed W of standard normal entries. A policy has to learn a map, not a point.
+
+    :param dim: number of variables, one or more
+    :param dtype: ``"float32"`` or ``"float64"``
+    """
+
+    dim: int = 4
+    context_dim: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.state_size = self.context_dim
+        self.observation_space = self.box(-1.0, 1.0, self.context_dim)
+        generator = th.Generator().manual_seed(0)
+        self.weights = th.randn(self.dim, self.context_dim, generator=generator).to(self.torch_dtype)
+
+    def initial_state(self, n: int, generator: th.Generator, options: dict[str, Any] | None = None) -> th.Tensor:
+        return 2 * th.rand(n, self.context_dim, generator=generator, dtype=self.torch_dtype) - 1
+
+    def step(self, state: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        optimum = 0.3 * (state @ self.weights.T).sin()
+        reward = -self.value((action - optimum) * self.bound)
+        return state, reward, th.ones(len(action), dtype=th.bool)
+
+    def observe(self, state: th.Tensor) -> th.Tensor:
+        return state
+
+
+@dataclass
+class DeJongContext(Contextual, DeJong):
+    """De Jong's first function about a minimum that depends on the context."""
+
+
+@dataclass
+class AckleyContext(Contextual, Ackley):
+    """Ackley's function about a minimum that depends on the context."""

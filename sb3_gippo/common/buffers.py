@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch as th
@@ -14,13 +14,14 @@ from sb3_gippo.common.gradients import StepGradient
 
 @dataclass
 class GradientBatch:
-    """A window with its time and environment axes merged, as tensors (n_steps * n_envs, ...)."""
+    """A window with its time and environment axes merged, as tensors (n_steps * n_envs, ...); the last two (n,)."""
 
     observations: th.Tensor
     actions: th.Tensor
     noise: th.Tensor
     action_gradients: th.Tensor
     advantages: th.Tensor
+    returns: th.Tensor
 
 
 class GradientRolloutBuffer(RolloutBuffer):
@@ -83,5 +84,6 @@ class GradientRolloutBuffer(RolloutBuffer):
     def gradient_batch(self) -> GradientBatch:
         """:return: the window as tensors, every array in the same order; to be called before :meth:`get` flattens it"""
         assert not self.generator_ready, "the window has been flattened already"
-        names = ("observations", "actions", "noise", "action_gradients", "advantages")
-        return GradientBatch(*(self.to_torch(self.swap_and_flatten(getattr(self, name))) for name in names))  # (n, ...)
+        names = ("observations", "actions", "noise", "action_gradients", "advantages", "returns")
+        batch = GradientBatch(*(self.to_torch(self.swap_and_flatten(getattr(self, name))) for name in names))
+        return replace(batch, advantages=batch.advantages.flatten(), returns=batch.returns.flatten())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -12,11 +13,15 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.distributions import DiagGaussianDistribution, SquashedDiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_gippo.common.buffers import GradientRolloutBuffer
+from sb3_gippo.common.actor import actor_parameters
+from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
+from sb3_gippo.common.critic import CriticMemory, fit_critic
 from sb3_gippo.common.sweep import action_gradients
 from sb3_gippo.common.tap import GradientTap
 
@@ -25,12 +30,20 @@ class GradientPPO(PPO):
     """
     PPO whose rollouts carry ``rollout_buffer.action_gradients`` where the environments offer gradients; else PPO itself.
 
-    Subclasses set ``max_action_grad_norm`` and say by ``_wants_gradients`` whether gradients are to be asked for.
+    Subclasses set the hyper-parameters below and say by ``_wants_gradients`` whether gradients are to be asked for.
     """
 
     rollout_buffer: RolloutBuffer
     max_action_grad_norm: float | None
     action_gradient_lambda: float | None
+    critic_steps: int
+    critic_windows: int
+    critic_batch_size: int
+    critic_learning_rate: float
+    target_critic_tau: float | None
+    critic_memory: CriticMemory | None = None
+    target_critic: ActorCriticPolicy | None = None
+    """the slow copy of the policy whose values the sweep uses; none without ``target_critic_tau``"""
 
     _has_gradients: bool = False
     """whether the rollout in the buffer has usable action gradients"""
@@ -44,7 +57,51 @@ class GradientPPO(PPO):
     def _setup_model(self) -> None:
         if self.rollout_buffer_class is None and not isinstance(self.observation_space, spaces.Dict):
             self.rollout_buffer_class = GradientRolloutBuffer
+        self._check_hyperparameters()
         super()._setup_model()
+        if self.critic_memory is None or self.critic_memory.windows.maxlen != self.critic_windows:
+            self.critic_memory = CriticMemory(self.critic_windows)
+        if self.target_critic_tau is not None:
+            self.target_critic = copy.deepcopy(self.policy)
+        if self._uses_gradients():
+            self._setup_optimizers()
+
+    def _check_hyperparameters(self) -> None:
+        """:raises AssertionError: with a sentence, if one is out of range"""
+        assert self.action_gradient_lambda is None or 0 <= self.action_gradient_lambda <= 1, (
+            f"`action_gradient_lambda` must lie between 0 and 1 (`None`: `gae_lambda`), not {self.action_gradient_lambda}"
+        )
+        assert self.critic_steps >= 0, f"`critic_steps` must be 0 or positive, not {self.critic_steps}"
+        assert self.critic_windows >= 1, f"`critic_windows` must be at least 1, not {self.critic_windows}"
+        assert self.critic_batch_size >= 1, f"`critic_batch_size` must be at least 1, not {self.critic_batch_size}"
+        assert self.critic_learning_rate > 0, f"`critic_learning_rate` must be positive, not {self.critic_learning_rate}"
+        assert self.target_critic_tau is None or 0 < self.target_critic_tau <= 1, (
+            f"`target_critic_tau` must lie in (0, 1] (`None`: no target critic), not {self.target_critic_tau}"
+        )
+        assert self.max_action_grad_norm is None or self.max_action_grad_norm > 0, (
+            f"`max_action_grad_norm` must be positive, or `None` for no limit, not {self.max_action_grad_norm}"
+        )
+
+    def _setup_optimizers(self) -> None:
+        """Put the optimizers on the policy, so that they are saved and loaded with its parameters."""
+        self._actor = actor_parameters(self.policy)
+        actor = [*self._actor.mean, *self._actor.std]
+        rest = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
+        self.policy.critic_optimizer = th.optim.Adam(rest, eps=1e-5)  # type: ignore[assignment]
+
+    def _uses_gradients(self) -> bool:
+        return self._wants_gradients() and self._unsupported() is None
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        if self._uses_gradients():
+            state_dicts = [*state_dicts, "policy.critic_optimizer"]
+        if self.target_critic is not None:
+            state_dicts = [*state_dicts, "target_critic"]
+        return state_dicts, variables
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_actor"]
 
     def _unsupported(self) -> str | None:
         """:return: why gradients cannot be used here, whatever the environment offers; ``None`` if they can"""
@@ -74,7 +131,7 @@ class GradientPPO(PPO):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         assert self.env is not None, "This model has no environment: give it one by `set_env`, or by `load(..., env=env)`."
-        if self._wants_gradients() and self._unsupported() is None and self.env.has_attr("set_differentiable"):
+        if self._uses_gradients() and self.env.has_attr("set_differentiable"):
             self.env.env_method("set_differentiable", True)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
@@ -152,6 +209,28 @@ class GradientPPO(PPO):
         self.logger.record("train/action_grad_variance", gradients.var(dim=(0, 1), unbiased=False).sum().item())
         self.logger.record("train/nonfinite_grad_fraction", 1.0 - finite.float().mean().item())
 
+    def _critic_fit(self, batch: GradientBatch) -> None:
+        """
+        Fit the critic to the returns of the last windows, at a rate that decays as the learning rate does, and let the target
+        critic follow.
+        """
+        assert self.critic_memory is not None
+        if self.critic_steps > 0:
+            self.critic_memory.add(batch.observations.cpu().numpy(), batch.returns.cpu().numpy())
+            decay = self.lr_schedule(self._current_progress_remaining) / self.lr_schedule(1.0)
+            loss = fit_critic(
+                self.policy,
+                self.policy.critic_optimizer,  # type: ignore[arg-type]
+                self.critic_memory,
+                self.critic_steps,
+                self.critic_batch_size,
+                self.critic_learning_rate * decay,
+                self.max_grad_norm,
+            )
+            self.logger.record("train/critic_loss", loss)
+        if self.target_critic is not None and self.target_critic_tau is not None:
+            polyak_update(self.policy.parameters(), self.target_critic.parameters(), self.target_critic_tau)
+
     def gaussian(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
         :param observations: (n, ...), as the policy sees them
@@ -167,5 +246,6 @@ class GradientPPO(PPO):
         """:return: ∇V at every next observation of the window, (n_steps, n_envs, k)"""
         observations = self._flat(buffer.next_observations).clone().requires_grad_()
         with th.enable_grad():
-            (gradient,) = th.autograd.grad(self.policy.predict_values(observations).sum(), observations)
+            critic = self.policy if self.target_critic is None else self.target_critic
+            (gradient,) = th.autograd.grad(critic.predict_values(observations).sum(), observations)
         return gradient.reshape(*buffer.next_observations.shape[:2], -1)

@@ -139,6 +139,8 @@ class AgreementController(AlphaController):
     DRIFT: ClassVar[float] = 0.03
     MIN_SLOPE: ClassVar[float] = 0.1
     """a smaller one means that the gradients say next to nothing of the advantages"""
+    MIN_ALPHA: ClassVar[float] = 0.05
+    """harmless where gradients are useless, and soon raised where they become good"""
 
     settings: AlphaSettings
     alpha: float = field(init=False)
@@ -154,7 +156,7 @@ class AgreementController(AlphaController):
         self.observe(diagnostics.agreement, diagnostics.agreement_error)
         agrees = self.slope - self.settings.bias_z * math.sqrt(self.variance) > self.MIN_SLOPE
         factor = self.settings.factor if agrees else 1 / self.settings.factor
-        self.alpha = min(self.alpha * factor, self.settings.max_alpha)
+        self.alpha = min(max(self.alpha * factor, self.MIN_ALPHA), self.settings.max_alpha)
         return "agrees" if agrees else "disagrees"
 
     def observe(self, slope: float, error: float) -> None:

@@ -13,7 +13,6 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
-from sb3_gippo.common.critic import CriticMemory
 from sb3_gippo.common.on_policy import GradientPPO
 from sb3_gippo.gippo.alpha import (
     AgreementController,
@@ -25,7 +24,7 @@ from sb3_gippo.gippo.alpha import (
     log_prob,
     virtual_log_prob,
 )
-from sb3_gippo.gippo.fit import AdamFit, actor_parameters, clamp_log_std, restore, snapshot
+from sb3_gippo.gippo.fit import AdamFit, clamp_log_std, restore, snapshot
 from sb3_gippo.gippo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_gippo.gippo.trust_region import Gaussian, TrustRegion, fit_displacement, natural_displacement, pull_back
 
@@ -95,6 +94,10 @@ class GIPPO(GradientPPO):
     :param action_gradient_lambda: λ of the advantage whose gradient is used; ``None`` for ``gae_lambda``
     :param critic_steps: Minibatch steps that fit the critic after each PPO update, beside its value loss
     :param critic_windows: How many of the last windows those steps draw from
+    :param critic_batch_size: Rows of their minibatches
+    :param critic_learning_rate: Their learning rate; it decays as ``learning_rate`` does
+    :param target_critic_tau: The sweep takes its values from a copy of the critic that follows it by this share after every
+        update; ``None`` for the critic itself
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
 
@@ -146,6 +149,9 @@ class GIPPO(GradientPPO):
         action_gradient_lambda: float | None = None,
         critic_steps: int = 0,
         critic_windows: int = 1,
+        critic_batch_size: int = 512,
+        critic_learning_rate: float = 1e-3,
+        target_critic_tau: float | None = None,
         _init_setup_model: bool = True,
     ):
         super().__init__(
@@ -191,14 +197,17 @@ class GIPPO(GradientPPO):
         self.action_gradient_lambda = action_gradient_lambda
         self.critic_steps = critic_steps
         self.critic_windows = critic_windows
+        self.critic_batch_size = critic_batch_size
+        self.critic_learning_rate = critic_learning_rate
+        self.target_critic_tau = target_critic_tau
         self.alpha_controller: AlphaController | None = None
         self.trust_region: TrustRegion | None = None
-        self.critic_memory: CriticMemory | None = None
 
         if _init_setup_model:
             self._setup_model()
 
     def _check_hyperparameters(self) -> None:
+        super()._check_hyperparameters()
         assert math.isfinite(self.alpha) and self.alpha >= 0, f"`alpha` must be 0 or positive, not {self.alpha}"
         assert self.max_alpha >= self.alpha, f"`max_alpha` ({self.max_alpha}) must not be less than `alpha` ({self.alpha})"
         assert 0 < self.alpha_interval < 1, f"`alpha_interval` must lie between 0 and 1, not {self.alpha_interval}"
@@ -212,19 +221,10 @@ class GIPPO(GradientPPO):
         )
         assert self.alpha_kl > 0, f"`alpha_kl` must be positive, not {self.alpha_kl}"
         assert self.std_kl > 0, f"`std_kl` must be positive, not {self.std_kl}"
-        assert self.action_gradient_lambda is None or 0 <= self.action_gradient_lambda <= 1, (
-            f"`action_gradient_lambda` must lie between 0 and 1 (`None`: `gae_lambda`), not {self.action_gradient_lambda}"
-        )
-        assert self.critic_steps >= 0, f"`critic_steps` must be 0 or positive, not {self.critic_steps}"
-        assert self.critic_windows >= 1, f"`critic_windows` must be at least 1, not {self.critic_windows}"
         assert 0 < self.max_out_of_range <= 1, f"`max_out_of_range` must lie in (0, 1], not {self.max_out_of_range}"
         assert self.bias_z >= 0, f"`bias_z` must be 0 or positive, not {self.bias_z}"
-        assert self.max_action_grad_norm is None or self.max_action_grad_norm > 0, (
-            f"`max_action_grad_norm` must be positive, or `None` for no limit, not {self.max_action_grad_norm}"
-        )
 
     def _setup_model(self) -> None:
-        self._check_hyperparameters()
         super()._setup_model()
         self._alpha_lr_schedule = FloatSchedule(self.alpha_learning_rate)
         settings = AlphaSettings(
@@ -236,30 +236,20 @@ class GIPPO(GradientPPO):
         if not isinstance(controller, controller_class) or controller.settings != settings:
             self.alpha_controller = controller_class(settings)
             self.trust_region = TrustRegion() if self.alpha_solver == "trust_region" else None
-        if self.critic_memory is None or self.critic_memory.windows.maxlen != self.critic_windows:
-            self.critic_memory = CriticMemory(self.critic_windows)
-        if self._can_fit():
-            self._setup_optimizers()
 
     def _setup_optimizers(self) -> None:
-        """Put the optimizers on the policy, so that they are saved and loaded with its parameters."""
-        self._actor = actor_parameters(self.policy)
+        super()._setup_optimizers()
         actor = [*self._actor.mean, *self._actor.std]
-        rest = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
-        rate = self.lr_schedule(1.0)
-        if self.trust_region is None:
+        if self.alpha_solver == "adam":
             self.policy.alpha_optimizer = th.optim.Adam(actor, lr=1e-3, betas=(0.7, 0.95))  # type: ignore[assignment]
-        else:
-            # The published moments average three batches; environments in phase need the memory of an episode.
-            self.policy.alpha_optimizer = th.optim.Adam(self._actor.mean, lr=1e-3, betas=(0.9, 0.99))  # type: ignore[assignment]
-            # Mean and σ have learning rates of their own in the PPO step.
-            groups = [{"params": group} for group in (self._actor.mean, self._actor.std, rest)]
-            optimizer_class, kwargs = self.policy.optimizer_class, self.policy.optimizer_kwargs
-            self.policy.optimizer = optimizer_class(groups, lr=rate, **kwargs)  # type: ignore[call-arg]
-        self.policy.critic_optimizer = th.optim.Adam(rest, lr=rate, eps=1e-5)  # type: ignore[assignment]
-
-    def _can_fit(self) -> bool:
-        return self.alpha > 0 and self._unsupported() is None
+            return
+        # The published moments average three batches; environments in phase need the memory of an episode.
+        self.policy.alpha_optimizer = th.optim.Adam(self._actor.mean, lr=1e-3, betas=(0.9, 0.99))  # type: ignore[assignment]
+        # Mean and σ have learning rates of their own in the PPO step.
+        rest = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
+        groups = [{"params": group} for group in (self._actor.mean, self._actor.std, rest)]
+        optimizer_class, kwargs = self.policy.optimizer_class, self.policy.optimizer_kwargs
+        self.policy.optimizer = optimizer_class(groups, lr=self.lr_schedule(1.0), **kwargs)  # type: ignore[call-arg]
 
     def _wants_gradients(self) -> bool:
         return self.alpha > 0
@@ -276,11 +266,10 @@ class GIPPO(GradientPPO):
         if self._has_gradients:
             assert isinstance(self.rollout_buffer, GradientRolloutBuffer)
             batch = self.rollout_buffer.gradient_batch()
-            returns = self.rollout_buffer.swap_and_flatten(self.rollout_buffer.returns).flatten()
             self.policy.set_training_mode(False)
             self._alpha_step(batch)
             self._ppo_step(batch)
-            self._critic_fit(batch.observations, returns)
+            self._critic_fit(batch)
             return
         if self._gradients_unusable:
             assert self.alpha_controller is not None
@@ -313,7 +302,7 @@ class GIPPO(GradientPPO):
                 new = self.gaussian(batch.observations)
             log_probs = log_prob(batch.actions, *old), log_prob(batch.actions, *new)
             diagnostics = diagnose(
-                batch.advantages.flatten(),
+                batch.advantages,
                 batch.noise,
                 whitened,
                 log_probs,
@@ -385,26 +374,6 @@ class GIPPO(GradientPPO):
             restore(parameters, optimizer, before)
             self.logger.record("train/ppo_step_undone", 1)
 
-    def _critic_fit(self, observations: th.Tensor, returns: np.ndarray) -> None:
-        """Fit the critic to the returns of the last windows."""
-        if self.critic_steps == 0:
-            return
-        assert self.critic_memory is not None
-        self.critic_memory.add(observations.cpu().numpy(), returns)
-        seen, targets = self.critic_memory.tensors(self.device)
-        optimizer: th.optim.Optimizer = self.policy.critic_optimizer  # type: ignore[assignment]
-        for group in optimizer.param_groups:
-            group["lr"] = self.lr_schedule(self._current_progress_remaining)
-        for _ in range(self.critic_steps):
-            rows = th.randint(len(targets), (self.batch_size,), device=self.device)
-            loss = (self.policy.predict_values(seen[rows]).flatten() - targets[rows]).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            th.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.max_grad_norm)
-            optimizer.step()
-        optimizer.zero_grad()
-        self.logger.record("train/critic_loss", loss.item())
-
     def _log_alpha_step(self, alpha: float, loss_ratio: float | None, decision: str, diagnostics: Diagnostics | None) -> None:
         self.logger.record("train/alpha", alpha)
         self.logger.record("train/alpha_loss_ratio", 1.0 if loss_ratio is None else loss_ratio)
@@ -431,9 +400,4 @@ class GIPPO(GradientPPO):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        if self._can_fit():
-            state_dicts = [*state_dicts, "policy.alpha_optimizer", "policy.critic_optimizer"]
-        return state_dicts, variables
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_actor"]
+        return [*state_dicts, *(["policy.alpha_optimizer"] if self._uses_gradients() else [])], variables

@@ -20,7 +20,8 @@ class TorchVecEnv(VecEnv):
     """
     SB3's view of a :class:`gippo_envs.BatchedEnv`: all environments step in one call.
 
-    Episode returns and lengths are reported in ``infos[i]["episode"]``, as a ``Monitor`` around every environment would.
+    Episode returns and lengths are reported in ``infos[i]["episode"]``, as a ``Monitor`` around every environment would;
+    episodes that staggering cut short are not.
     One random stream, seeded by the first of SB3's seeds, serves all environments.
 
     :param env: the batched environment
@@ -69,11 +70,14 @@ class TorchVecEnv(VecEnv):
             infos[index] = {
                 "terminal_observation": batched["final_obs"][index],
                 "TimeLimit.truncated": bool(truncated[index]),
-                "episode": self._end_episode(int(index)),
             }
+            whole = not truncated[index] or self._lengths[index] == self.env.max_episode_steps
+            episode = self._end_episode(int(index), log=whole)
+            if whole:
+                infos[index]["episode"] = episode
         return observations, rewards, dones, infos
 
-    def _end_episode(self, index: int) -> dict[str, Any]:
+    def _end_episode(self, index: int, log: bool) -> dict[str, Any]:
         episode = {
             "r": float(self._returns[index]),
             "l": int(self._lengths[index]),
@@ -81,7 +85,7 @@ class TorchVecEnv(VecEnv):
         }
         self._returns[index] = 0
         self._lengths[index] = 0
-        if self._writer is not None:
+        if self._writer is not None and log:
             self._writer.write_row(episode)
         return episode
 
