@@ -15,10 +15,11 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from sb3_gippo.baselines import RP
 from sb3_gippo.gippo import GIPPO
 from sb3_gippo.vec_env import make_vec_env
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"gippo": GIPPO, "ppo": PPO}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"gippo": GIPPO, "ppo": PPO, "rp": RP}
 
 
 def hyperparams_dir() -> Path:
@@ -65,6 +66,7 @@ def make_model(
     entry = {**read_hyperparams(algo, env_id), **overrides}
     n_envs, n_timesteps = int(entry.pop("n_envs")), int(entry.pop("n_timesteps"))
     normalize = entry.pop("normalize", None)
+    env_kwargs = {**entry.pop("env_kwargs", {}), **(env_kwargs or {})}
     env = make_vec_env(env_id, n_envs, seed=seed, env_kwargs=env_kwargs)
     if normalize:
         env = VecNormalize(env, gamma=entry.get("gamma", 0.99), **normalize)

@@ -26,7 +26,7 @@ from sb3_gippo.gippo.alpha import (
 )
 from sb3_gippo.gippo.fit import AdamFit, clamp_log_std, restore, snapshot
 from sb3_gippo.gippo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_gippo.gippo.trust_region import Gaussian, TrustRegion, fit_displacement, natural_displacement, pull_back
+from sb3_gippo.gippo.trust_region import Gaussian, TrustRegion, fit_displacement, natural_displacement, pull_back, std_freedom
 
 CONTROLLERS: dict[str, Any] = {"trust_region": AgreementController, "adam": PublishedController}
 """control of α by solver"""
@@ -331,7 +331,13 @@ class GIPPO(GradientPPO):
         return loss_ratio if loss_ratio < 1 else None
 
     def _trust_region_fit(self, alpha: float, batch: GradientBatch, old: Gaussian, whitened: th.Tensor) -> float | None:
-        assert self.trust_region is not None
+        region = self.trust_region
+        assert region is not None
+        with th.no_grad():
+            features = BasePolicy.extract_features(self.policy, batch.observations, self.policy.pi_features_extractor)
+            last_layer = self.policy.mlp_extractor.forward_actor(features)
+        region.update_std_freedom(std_freedom(last_layer, batch.noise, whitened))
+        self.logger.record("train/std_freedom", region.std_freedom)
         kl, std_kl = (alpha**2 * budget for budget in self._budgets)
         remaining = max(self._current_progress_remaining, 0.0)
         return fit_displacement(
@@ -342,10 +348,11 @@ class GIPPO(GradientPPO):
             batch.noise,
             natural_displacement(whitened, kl),
             (kl, std_kl),
-            self.trust_region.fit,
+            region.fit,
             self._alpha_lr_schedule(self._current_progress_remaining) * remaining,
             self.alpha_iterations,
             self.max_grad_norm,
+            region.trusted_std_freedom(alpha),
         )
 
     def _ppo_step(self, batch: GradientBatch) -> None:
