@@ -18,6 +18,7 @@ from torch import nn
 from sb3_gippo.baselines import RP
 from sb3_gippo.gippo import GIPPO
 from sb3_gippo.vec_env import make_vec_env
+from sb3_gippo.wrappers.corrupt import CorruptGradients
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"gippo": GIPPO, "ppo": PPO, "rp": RP}
 
@@ -51,7 +52,12 @@ def read_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
 
 
 def make_model(
-    algo: str, env_id: str, seed: int, env_kwargs: dict[str, Any] | None = None, **overrides: Any
+    algo: str,
+    env_id: str,
+    seed: int,
+    env_kwargs: dict[str, Any] | None = None,
+    corruption: dict[str, Any] | None = None,
+    **overrides: Any,
 ) -> tuple[BaseAlgorithm, int]:
     """
     A model with its environments, as the hyper-parameter file has it.
@@ -60,6 +66,7 @@ def make_model(
     :param env_id: a registered environment
     :param seed: of everything random
     :param env_kwargs: the environment's constants
+    :param corruption: what :class:`~sb3_gippo.wrappers.corrupt.CorruptGradients` does to the gradients; nothing by default
     :param overrides: hyper-parameters that replace the file's
     :return: the model, and the number of steps the file has it trained for
     """
@@ -68,6 +75,8 @@ def make_model(
     normalize = entry.pop("normalize", None)
     env_kwargs = {**entry.pop("env_kwargs", {}), **(env_kwargs or {})}
     env = make_vec_env(env_id, n_envs, seed=seed, env_kwargs=env_kwargs)
+    if corruption:
+        env = CorruptGradients(env, seed, **corruption)
     if normalize:
         env = VecNormalize(env, gamma=entry.get("gamma", 0.99), **normalize)
     return ALGORITHMS[algo](env=env, seed=seed, device="cpu", **entry), n_timesteps

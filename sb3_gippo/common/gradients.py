@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 
 class GradientChannelError(ValueError):
@@ -38,6 +39,19 @@ class StepGradient(Protocol):
         :return: cotangents of the state (n_envs, n) and of the action the environment received (n_envs, m), in the type
             of ``next_obs_bar``
         """
+
+
+def offered_step_gradient(env: VecEnv) -> StepGradient | None:
+    """
+    :param env: a stack of VecEnvs
+    :return: the ``step_gradient`` of its outermost layer that has one; ``None`` where gradients come in the infos, or not
+    """
+    layer = env
+    while True:
+        found: StepGradient | None = vars(layer).get("step_gradient")
+        if found is not None or not isinstance(layer, VecEnvWrapper):
+            return found
+        layer = layer.venv
 
 
 KEYS = ("state_state", "state_action", "obs_state", "obs_action", "reward_state", "reward_action")

@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_gippo.common.buffers import GradientRolloutBuffer
-from sb3_gippo.common.gradients import DenseStepGradient, GradientChannelError, StepGradient
+from sb3_gippo.common.gradients import DenseStepGradient, GradientChannelError, StepGradient, offered_step_gradient
 from sb3_gippo.common.transforms import action_derivative, observation_derivative, reward_derivative
 
 
@@ -37,9 +37,8 @@ class GradientTap(BaseCallback):
     def _on_step(self) -> bool:
         env: VecEnv = self.locals["env"]
         infos: list[dict[str, Any]] = self.locals["infos"]
-        base = env.unwrapped
         n_envs, buffer = env.num_envs, self.rollout_buffer
-        step_gradient: StepGradient | None = getattr(base, "step_gradient", None)
+        step_gradient = offered_step_gradient(env)
         offered = step_gradient is not None or any("grad" in info for info in infos)
         if self.has_channel is None:
             self.has_channel = offered

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch as th
@@ -95,12 +94,13 @@ class AdamFit:
         return 1.0, learning_rate
 
 
-Snapshot = tuple[list[th.Tensor], dict]
+Snapshot = tuple[list[th.Tensor], dict[th.Tensor, dict[str, Any]]]
 
 
 def snapshot(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer) -> Snapshot:
     """:return: copies of the parameters and of the optimizer's state, for :func:`restore`"""
-    return [p.detach().clone() for p in parameters], copy.deepcopy(optimizer.state_dict())
+    state = {parameter: _copy(values) for parameter, values in optimizer.state.items()}
+    return [p.detach().clone() for p in parameters], state
 
 
 def restore(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer, before: Snapshot) -> None:
@@ -108,7 +108,12 @@ def restore(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer, befor
     with th.no_grad():
         for parameter, old in zip(parameters, before[0]):
             parameter.copy_(old)
-    optimizer.load_state_dict(copy.deepcopy(before[1]))
+    optimizer.state.clear()
+    optimizer.state.update({parameter: _copy(values) for parameter, values in before[1].items()})
+
+
+def _copy(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, th.Tensor) else value for key, value in values.items()}
 
 
 def clamp_log_std(policy: ActorCriticPolicy) -> None:
