@@ -46,10 +46,19 @@ def test_known_values(function: type[Function], point: tuple[float, ...], expect
 def test_the_minimum_is_zero_and_nowhere_less(function: type[Function], dim: int, dtype: str) -> None:
     core = function(dim, dtype=dtype)
     assert value(core, *[MINIMA[function]] * dim) == pytest.approx(0.0, abs=1e-12)
-    points = th.empty(1000, dim, dtype=core.torch_dtype).uniform_(-core.bound, core.bound, generator=th.Generator().manual_seed(0))
+    points = th.empty(1000, dim, dtype=core.torch_dtype).uniform_(
+        -core.bound, core.bound, generator=th.Generator().manual_seed(0)
+    )
     assert (core.value(points) > 0).all()
-    near = MINIMA[function] + 1e-3 * points / core.bound
-    assert (core.value(near) > 0).all(), "digits are not lost near the minimum"
+
+
+@pytest.mark.parametrize("function", [DeJong, Ackley, Rastrigin])
+@pytest.mark.parametrize("dim", [1, 64])
+@pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6])
+def test_float32_keeps_its_digits_near_the_minimum(function: type[Function], dim: int, distance: float) -> None:
+    points = distance * th.randn(1000, dim, generator=th.Generator().manual_seed(0))
+    exact = function(dim, dtype="float64").value(points.double())
+    np.testing.assert_allclose(function(dim).value(points).numpy(), exact.numpy(), rtol=2e-6)
 
 
 @pytest.mark.parametrize("function, env_id", list(zip(CLASSES, IDS)))
