@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch as th
@@ -145,6 +147,27 @@ def restore(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer, befor
         for parameter, old in zip(parameters, before[0]):
             parameter.copy_(old)
     optimizer.load_state_dict(copy.deepcopy(before[1]))
+
+
+@contextmanager
+def leaving_out_nonfinite_steps(optimizer: th.optim.Optimizer) -> Iterator[None]:
+    """
+    Within this context the optimizer leaves out the steps whose gradients are not finite: with σ tiny a ratio of PPO
+    overflows easily, and one such step would leave no numbers in the policy.
+
+    :param optimizer: as it is otherwise
+    """
+
+    def leave_out(*_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            optimizer.zero_grad(set_to_none=True)
+
+    handle = optimizer.register_step_pre_hook(leave_out)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def clamp_log_std(policy: ActorCriticPolicy) -> None:

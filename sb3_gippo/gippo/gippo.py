@@ -25,7 +25,7 @@ from sb3_gippo.gippo.alpha import (
     log_prob,
     virtual_log_prob,
 )
-from sb3_gippo.gippo.fit import AdamFit, actor_parameters, clamp_log_std, restore, snapshot
+from sb3_gippo.gippo.fit import AdamFit, actor_parameters, clamp_log_std, leaving_out_nonfinite_steps
 from sb3_gippo.gippo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_gippo.gippo.trust_region import Gaussian, TrustRegion, fit_displacement, natural_displacement, pull_back
 
@@ -360,18 +360,16 @@ class GIPPO(GradientPPO):
         )
 
     def _ppo_step(self, batch: GradientBatch) -> None:
-        """PPO's update, held within its share of the trust region; undone if it is not finite."""
-        parameters, optimizer = list(self.policy.parameters()), self.policy.optimizer
-        before = snapshot(parameters, optimizer)
+        """PPO's update, held within its share of the trust region; minibatches whose gradient is not finite are left out."""
         region = self.trust_region
         if region is None:
-            super().train()
+            self._finite_ppo_update()
         else:
             assert self.alpha_controller is not None
             with th.no_grad():
                 start = self.gaussian(batch.observations)
             values = [[p.detach().clone() for p in group] for group in self._actor]
-            super().train()
+            self._finite_ppo_update()
             self.policy.set_training_mode(False)
             budgets = region.ppo_budgets(*self._budgets, self.alpha_controller.alpha)
             made = pull_back(lambda: self.gaussian(batch.observations), start, self._actor, values, budgets)
@@ -380,10 +378,10 @@ class GIPPO(GradientPPO):
             self.logger.record("train/ppo_kl_mean", made[0])
             self.logger.record("train/ppo_kl_std", made[1])
         clamp_log_std(self.policy)
-        if not all(parameter.isfinite().all() for parameter in parameters):
-            # With σ tiny a ratio may overflow in the PPO step; the α-step alone is kept.
-            restore(parameters, optimizer, before)
-            self.logger.record("train/ppo_step_undone", 1)
+
+    def _finite_ppo_update(self) -> None:
+        with leaving_out_nonfinite_steps(self.policy.optimizer):
+            super().train()
 
     def _critic_fit(self, observations: th.Tensor, returns: np.ndarray) -> None:
         """Fit the critic to the returns of the last windows."""
