@@ -238,28 +238,26 @@ class GIPPO(GradientPPO):
             self.trust_region = TrustRegion() if self.alpha_solver == "trust_region" else None
         if self.critic_memory is None or self.critic_memory.windows.maxlen != self.critic_windows:
             self.critic_memory = CriticMemory(self.critic_windows)
-        if self._can_fit():
+        if self._unsupported() is None:
             self._setup_optimizers()
 
     def _setup_optimizers(self) -> None:
-        """Put the optimizers on the policy, so that they are saved and loaded with its parameters."""
+        """
+        Put the optimizers on the policy, so that they are saved and loaded with its parameters; they are the same whatever α
+        and the solver, either of which may be changed when a model is loaded.
+        """
         self._actor = actor_parameters(self.policy)
         actor = [*self._actor.mean, *self._actor.std]
         rest = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
         rate = self.lr_schedule(1.0)
-        if self.trust_region is None:
-            self.policy.alpha_optimizer = th.optim.Adam(actor, lr=1e-3, betas=(0.7, 0.95))  # type: ignore[assignment]
-        else:
-            # The published moments average three batches; environments in phase need the memory of an episode.
-            self.policy.alpha_optimizer = th.optim.Adam(self._actor.mean, lr=1e-3, betas=(0.9, 0.99))  # type: ignore[assignment]
-            # Mean and σ have learning rates of their own in the PPO step.
-            groups = [{"params": group} for group in (self._actor.mean, self._actor.std, rest)]
-            optimizer_class, kwargs = self.policy.optimizer_class, self.policy.optimizer_kwargs
-            self.policy.optimizer = optimizer_class(groups, lr=rate, **kwargs)  # type: ignore[call-arg]
+        # The published moments average three batches; environments in phase need the memory of an episode.
+        betas = (0.7, 0.95) if self.alpha_solver == "adam" else (0.9, 0.99)
+        self.policy.alpha_optimizer = th.optim.Adam(actor, lr=1e-3, betas=betas)  # type: ignore[assignment]
+        # Mean and σ have learning rates of their own in the PPO step.
+        groups = [{"params": group} for group in (self._actor.mean, self._actor.std, rest)]
+        optimizer_class, kwargs = self.policy.optimizer_class, self.policy.optimizer_kwargs
+        self.policy.optimizer = optimizer_class(groups, lr=rate, **kwargs)  # type: ignore[call-arg]
         self.policy.critic_optimizer = th.optim.Adam(rest, lr=rate, eps=1e-5)  # type: ignore[assignment]
-
-    def _can_fit(self) -> bool:
-        return self.alpha > 0 and self._unsupported() is None
 
     def _wants_gradients(self) -> bool:
         return self.alpha > 0
@@ -429,7 +427,7 @@ class GIPPO(GradientPPO):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        if self._can_fit():
+        if self._unsupported() is None:
             state_dicts = [*state_dicts, "policy.alpha_optimizer", "policy.critic_optimizer"]
         return state_dicts, variables
 
