@@ -43,6 +43,11 @@ class GradientTap(BaseCallback):
         if self.has_channel is None:
             self.has_channel = offered
         if not self.has_channel:
+            if offered:
+                raise GradientChannelError(
+                    "The environments returned no gradients in the first steps of the window and do now: every environment "
+                    "must offer the gradient channel in every step, or none (then GIPPO is PPO)."
+                )
             return True
         observations = self.locals["new_obs"].copy()
         dones, rewards = self.locals["dones"], self.locals["rewards"]
@@ -85,6 +90,12 @@ def check_integrity(
     :raises GradientChannelError: at the first difference beyond rounding to float32
     """
     expected_obs, expected_rewards = step_gradient.observation, step_gradient.reward
+    for name, taken_at, real in (("action", step_gradient.action, actions), ("obs", expected_obs, observations)):
+        if taken_at.shape != real.shape:
+            raise GradientChannelError(
+                f"The gradient was taken at an {name} of {taken_at.shape[1]} numbers where the policy has {real.shape[1]}: a "
+                "wrapper in between changes its size (VecFrameStack, ...), which gradients cannot follow."
+            )
     if normalize is not None:
         shape = (len(actions), *normalize.observation_space.shape)  # type: ignore[misc]
         expected_obs = normalize.normalize_obs(expected_obs.reshape(shape)).reshape(len(actions), -1)  # type: ignore[union-attr]

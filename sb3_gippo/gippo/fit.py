@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch as th
@@ -114,6 +116,27 @@ def restore(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer, befor
 
 def _copy(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value.clone() if isinstance(value, th.Tensor) else value for key, value in values.items()}
+
+
+@contextmanager
+def leaving_out_nonfinite_steps(optimizer: th.optim.Optimizer) -> Iterator[None]:
+    """
+    Within this context the optimizer leaves out the steps whose gradients are not finite: with σ tiny a ratio of PPO
+    overflows easily, and one such step would leave no numbers in the policy.
+
+    :param optimizer: as it is otherwise
+    """
+
+    def leave_out(*_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            optimizer.zero_grad(set_to_none=True)
+
+    handle = optimizer.register_step_pre_hook(leave_out)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def clamp_log_std(policy: ActorCriticPolicy) -> None:

@@ -24,7 +24,7 @@ from sb3_gippo.gippo.alpha import (
     log_prob,
     virtual_log_prob,
 )
-from sb3_gippo.gippo.fit import AdamFit, clamp_log_std, restore, snapshot
+from sb3_gippo.gippo.fit import AdamFit, clamp_log_std, leaving_out_nonfinite_steps
 from sb3_gippo.gippo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_gippo.gippo.trust_region import Gaussian, TrustRegion, fit_displacement, natural_displacement, pull_back, std_freedom
 
@@ -240,11 +240,9 @@ class GIPPO(GradientPPO):
     def _setup_optimizers(self) -> None:
         super()._setup_optimizers()
         actor = [*self._actor.mean, *self._actor.std]
-        if self.alpha_solver == "adam":
-            self.policy.alpha_optimizer = th.optim.Adam(actor, lr=1e-3, betas=(0.7, 0.95))  # type: ignore[assignment]
-            return
         # The published moments average three batches; environments in phase need the memory of an episode.
-        self.policy.alpha_optimizer = th.optim.Adam(self._actor.mean, lr=1e-3, betas=(0.9, 0.99))  # type: ignore[assignment]
+        betas = (0.7, 0.95) if self.alpha_solver == "adam" else (0.9, 0.99)
+        self.policy.alpha_optimizer = th.optim.Adam(actor, lr=1e-3, betas=betas)  # type: ignore[assignment]
         # Mean and σ have learning rates of their own in the PPO step.
         rest = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
         groups = [{"params": group} for group in (self._actor.mean, self._actor.std, rest)]
@@ -356,18 +354,16 @@ class GIPPO(GradientPPO):
         )
 
     def _ppo_step(self, batch: GradientBatch) -> None:
-        """PPO's update, held within its share of the trust region; undone if it is not finite."""
-        parameters, optimizer = list(self.policy.parameters()), self.policy.optimizer
-        before = snapshot(parameters, optimizer)
+        """PPO's update, held within its share of the trust region; minibatches whose gradient is not finite are left out."""
         region = self.trust_region
         if region is None:
-            super().train()
+            self._finite_ppo_update()
         else:
             assert self.alpha_controller is not None
             with th.no_grad():
                 start = self.gaussian(batch.observations)
             values = [[p.detach().clone() for p in group] for group in self._actor]
-            super().train()
+            self._finite_ppo_update()
             self.policy.set_training_mode(False)
             budgets = region.ppo_budgets(*self._budgets, self.alpha_controller.alpha)
             made = pull_back(lambda: self.gaussian(batch.observations), start, self._actor, values, budgets)
@@ -376,10 +372,10 @@ class GIPPO(GradientPPO):
             self.logger.record("train/ppo_kl_mean", made[0])
             self.logger.record("train/ppo_kl_std", made[1])
         clamp_log_std(self.policy)
-        if not all(parameter.isfinite().all() for parameter in parameters):
-            # With σ tiny a ratio may overflow in the PPO step; the α-step alone is kept.
-            restore(parameters, optimizer, before)
-            self.logger.record("train/ppo_step_undone", 1)
+
+    def _finite_ppo_update(self) -> None:
+        with leaving_out_nonfinite_steps(self.policy.optimizer):
+            super().train()
 
     def _log_alpha_step(self, alpha: float, loss_ratio: float | None, decision: str, diagnostics: Diagnostics | None) -> None:
         self.logger.record("train/alpha", alpha)
@@ -407,4 +403,4 @@ class GIPPO(GradientPPO):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        return [*state_dicts, *(["policy.alpha_optimizer"] if self._uses_gradients() else [])], variables
+        return [*state_dicts, *(["policy.alpha_optimizer"] if self._unsupported() is None else [])], variables

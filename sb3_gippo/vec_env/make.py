@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -35,6 +36,10 @@ def make_vec_env(
     """
     batched = isinstance(env_id, str) and gym.spec(env_id).vector_entry_point == "gippo_envs.core:BatchedEnv"
     if not batched or vec_env_cls is not None or wrapper_class is not None or monitor_kwargs or vec_env_kwargs:
+        if batched:
+            # A subprocess has not imported what registered the id: it gets the specification itself.
+            env_id = partial(gym.make, gym.spec(str(env_id)))
+            env_kwargs = {"render_mode": "rgb_array", **(env_kwargs or {})}
         return sb3_make_vec_env(
             env_id,
             n_envs,

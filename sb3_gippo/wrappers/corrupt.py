@@ -65,6 +65,10 @@ class CorruptedStepGradient:
     observation: np.ndarray
     reward: np.ndarray
 
+    @property
+    def state_size(self) -> int:
+        return self.source.state_size
+
     def vjp(
         self, next_state_bar: th.Tensor | None, next_obs_bar: th.Tensor, reward_bar: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
