@@ -188,21 +188,29 @@ def _check_differences(
     probe: Probe, where: str, state: np.ndarray, action: np.ndarray, outcome: Outcome, report: GradientReport
 ) -> None:
     """Compare all six blocks, as one matrix, with differences of [state, obs, reward] by [state, action]."""
-    grad, precision = outcome.grad, PRECISIONS[outcome.dtype]
+    grad = outcome.grad
     assert grad is not None
     n, k = len(state), len(outcome.obs)
+    # An action of float32 may be worked with in float32 before anything else is.
+    by_action = "float32" if action.dtype == np.float32 else outcome.dtype
+    types = [outcome.dtype] * n + [by_action] * action.size
+    eps, step, tolerance, _ = (np.array(column) for column in zip(*(PRECISIONS[name] for name in types)))
+
+    def rounded(inputs: np.ndarray) -> np.ndarray:
+        parts = inputs[:n].astype(state.dtype), inputs[n:].astype(action.dtype)
+        return np.concatenate(parts, dtype=np.float64)
 
     def outputs(inputs: np.ndarray) -> np.ndarray:
         probe.set_state(inputs[:n].astype(state.dtype))
         moved = probe.step(inputs[n:].reshape(action.shape).astype(action.dtype))
         return np.concatenate([moved.state, moved.obs, moved.reward[None]])
 
-    x = np.concatenate([state, action.ravel()])
+    x = np.concatenate([state, action.ravel()], dtype=np.float64)
     # Large numbers are coarse: a step must be many roundings long.
-    steps = np.maximum(precision.step, 100 * precision.eps * np.abs(x))
+    steps = np.maximum(step, 100 * eps * np.abs(x))
     steps[n:] = np.minimum(steps[n:], np.ravel(probe.action_space.high - probe.action_space.low) / 4)
     probe.switch(False)
-    central, low, high = central_differences(outputs, x, steps, precision.eps)
+    central, low, high = central_differences(outputs, rounded, x, steps, eps)
     probe.switch(True)
     probe.handed_over.clear()
 
@@ -211,7 +219,7 @@ def _check_differences(
     rows, columns = _names(of), _names(wrt)
     given = np.block([[np.reshape(grad.get(f"{a}_{b}", np.zeros(of[a] * wrt[b])), (of[a], wrt[b])) for b in wrt] for a in of])
     room = np.where(given > central, high - central, central - low)
-    error = np.abs(given - central) / (room + precision.derivative * np.maximum(np.abs(given), np.abs(central)))
+    error = np.abs(given - central) / (room + tolerance * np.maximum(np.abs(given), np.abs(central)))
     report.transitions += 1
     report.entries += error.size
     row, column = np.unravel_index(error.argmax(), error.shape)
@@ -222,7 +230,7 @@ def _check_differences(
     if not error[row, column] <= 1:
         raise GradientChannelError(
             f"The gradient is wrong {where}: {worst} ({(error > 1).sum()} of {error.size} entries differ"
-            + ("; compared as float32, see whether float64 says the same)." if outcome.dtype == "float32" else ").")
+            + ("; compared as float32, see whether float64 says the same)." if types[column] == "float32" else ").")
         )
     if error[row, column] >= report.error:
         report.worst, report.error = worst, float(error[row, column])

@@ -294,16 +294,23 @@ def test_a_broken_environment_is_caught_and_its_fault_named(fault: str) -> None:
         check_differentiable_env(env_class())
 
 
-@pytest.mark.parametrize("env_class", [Swing, Swing32])
+class Mixed(Swing):
+    """Computes in float64 and takes actions in float32, as SB3 recommends."""
+
+    action_space = spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+
+@pytest.mark.parametrize("env_class", [Swing, Swing32, Mixed])
 def test_a_right_environment_passes(env_class: type[Swing]) -> None:
     report = check_differentiable_env(env_class())
     assert report.transitions == 15 and report.entries == 15 * 6 * 3 and report.error < 0.5
     assert "270 derivatives at 15 transitions agree" in str(report)
 
 
-def test_float32_shows_larger_faults() -> None:
+@pytest.mark.parametrize("env_class", [Swing32, Mixed])
+def test_float32_shows_larger_faults(env_class: type[Swing]) -> None:
     with pytest.raises(GradientChannelError, match="compared as float32"):
-        check_differentiable_env(changed("state_action", scaled(1, 1.1), Swing32)())
+        check_differentiable_env(changed("state_action", scaled(1, 1.1), env_class)())
 
 
 def test_gradients_in_every_step_need_no_switch() -> None:
@@ -354,7 +361,7 @@ def test_differences_bound_the_true_slope() -> None:
         return np.array([np.sin(3 * x[0]), abs(x[0]), abs(x[0] - 3e-6), float(x[0] > 3e-6), x[0] * x[1]])
 
     x = np.array([0.0, 2.0])
-    differences = central_differences(function, x, np.full(2, 1e-5), 2.3e-16)
+    differences = central_differences(function, np.copy, x, np.full(2, 1e-5), np.full(2, 2.3e-16))
     true = np.array([[3, 0], [1, 0], [-1, 0], [0, 0], [2, 0]])
     assert (differences.low <= true).all() and (true <= differences.high).all()
     smooth = [0, 4]

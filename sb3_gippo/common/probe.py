@@ -13,7 +13,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_gippo.common.gradients import GradientChannelError
+from sb3_gippo.common.gradients import KEYS, GradientChannelError
 
 FLOATS = ("float32", "float64")
 
@@ -35,8 +35,8 @@ class Outcome(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """:return: the coarsest type in it, ``"float32"`` or ``"float64"``"""
-        arrays = [self.state, self.obs, *(self.grad or {}).values()]
+        """:return: the coarsest type of its numbers, ``"float32"`` or ``"float64"``"""
+        arrays = [self.state, self.obs, *(array for key, array in (self.grad or {}).items() if key in KEYS)]
         return "float32" if any(array.dtype == np.float32 for array in arrays) else "float64"
 
 
