@@ -124,7 +124,7 @@ def check_integrity(
         raise GradientChannelError(
             f"The gradient of environment {index} was taken at another {name} ({_short(taken_at[index])}) than the one "
             f"{where} ({_short(real[index])}). A wrapper that changes it in between (such as {wrappers}) cannot be followed: "
-            f"{remedy}, or move the change into the environment. If no wrapper does, the environment hands over a wrong {name}."
+            f"{remedy}, or move the change into the environment. If no wrapper does, the environment gives a wrong {name}."
         )
 
 
