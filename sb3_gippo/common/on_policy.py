@@ -24,6 +24,7 @@ from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
 from sb3_gippo.common.critic import CriticMemory, fit_critic
 from sb3_gippo.common.sweep import action_gradients
 from sb3_gippo.common.tap import GradientTap
+from sb3_gippo.common.workers import close_if_worker_died
 
 
 class GradientPPO(PPO):
@@ -138,6 +139,15 @@ class GradientPPO(PPO):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
+        try:
+            return self._collect(env, callback, rollout_buffer, n_rollout_steps)
+        except (EOFError, ConnectionError) as error:
+            death = close_if_worker_died(env)
+            if death is None:
+                raise
+            raise RuntimeError(death) from error
+
+    def _collect(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         self._has_gradients = self._gradients_unusable = False
         if not self._wants_gradients():
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
