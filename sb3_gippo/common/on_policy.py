@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import os
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,6 +169,25 @@ class GradientPPO(PPO):
         elif completed:
             self._fill_action_gradients(rollout_buffer)
         return completed
+
+    def save(
+        self,
+        path: str | Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """As SB3's, but a file is replaced only by a complete one: an interrupt leaves the old one."""
+        if not isinstance(path, (str, Path)):
+            return super().save(path, exclude, include)
+        target = Path(path) if Path(path).suffix else Path(f"{path}.zip")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.part")
+        try:
+            with part.open("wb") as file:
+                super().save(file, exclude, include)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _warn_plain_ppo(self, reason: str) -> None:
         if not self._warned:

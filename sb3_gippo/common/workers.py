@@ -29,7 +29,6 @@ def close_if_worker_died(env: VecEnv) -> str | None:
     base.closed = True
     index, code = next(iter(dead.items()))
     return (
-        f"The process of environment {index} died with exit code {code} (its own error, if it had one, stands above). The other "
-        "environments were closed, and the policy is as its last update left it: save it, or go on with new environments by "
-        "`set_env`, or from a checkpoint."
+        f"The process of environment {index} died with exit code {code} (its own error, if it had one, stands above). The "
+        "others were closed; the policy is as its last update left it: save it, or go on with new environments by `set_env`."
     )
