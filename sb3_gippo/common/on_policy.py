@@ -229,9 +229,10 @@ class GradientPPO(PPO):
             self.gamma,
             self.gae_lambda if self.action_gradient_lambda is None else self.action_gradient_lambda,
         )
-        finite = gradients.isfinite().all(dim=2, keepdim=True)
-        gradients = gradients.where(finite, 0.0)
         norm = gradients.norm(dim=2, keepdim=True)
+        # A norm that overflows is as useless as one of what is not finite.
+        finite = norm.isfinite()
+        gradients, norm = gradients.where(finite, 0.0), norm.where(finite, 0.0)
         if self.max_action_grad_norm is not None:
             gradients = gradients * (self.max_action_grad_norm / norm.clamp(min=1e-30)).clamp(max=1.0)
         buffer.action_gradients = gradients.cpu().numpy()
