@@ -123,6 +123,16 @@ def test_numbers_that_are_not_finite_stop_training_before_the_parameters_take_th
     assert_finite(model)
 
 
+@pytest.mark.parametrize("solver", ["trust_region", "adam"])
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_enormous_rewards_do_no_harm(solver: str) -> None:
+    train(dense(fault="reward", value=1e25), alpha_solver=solver)
+    model = GIPPO("MlpPolicy", dense(fault="reward", value=3e38), alpha_solver=solver, **SETTINGS)
+    with pytest.raises(ValueError, match=r"advantages of environment 2 are not finite: .* Scale them"):
+        model.learn(1000)
+    assert_finite(model)
+
+
 def test_a_simulation_that_breaks_down_may_end_its_episode() -> None:
     """A terminal observation is used by nothing; of a truncated episode its value is."""
     env = graph(fault="terminal obs", above=1.5)

@@ -27,7 +27,7 @@ from sb3_gippo.common.actor import actor_parameters
 from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
 from sb3_gippo.common.critic import CriticMemory, fit_critic
 from sb3_gippo.common.sweep import action_gradients
-from sb3_gippo.common.tap import GradientTap
+from sb3_gippo.common.tap import GradientTap, check_advantages
 from sb3_gippo.common.workers import close_if_worker_died
 
 
@@ -164,6 +164,8 @@ class GradientPPO(PPO):
         chain = CallbackList([tap, callback])
         chain.model = self
         completed = super().collect_rollouts(env, chain, rollout_buffer, n_rollout_steps)
+        if completed:
+            check_advantages(rollout_buffer.advantages)
         if not tap.has_channel:
             self._warn_plain_ppo('its environments return no info["grad"]')
         elif completed:

@@ -167,5 +167,20 @@ def check_finite(
             )
 
 
+def check_advantages(advantages: np.ndarray) -> None:
+    """
+    Stop before advantages that are not finite, although rewards and observations were, get into parameters.
+
+    :param advantages: (n_steps, n_envs)
+    :raises ValueError: naming the environment
+    """
+    finite = np.isfinite(advantages).all(axis=0)
+    if not finite.all():
+        raise ValueError(
+            f"The advantages of environment {int(np.argmin(finite))} are not finite: its rewards are beyond what float32 adds "
+            "up. Scale them (VecNormalize does), or let the episode end (terminated=True) before its simulation breaks down."
+        )
+
+
 def _short(values: np.ndarray) -> str:
     return np.array2string(np.asarray(values), precision=4, threshold=6)
