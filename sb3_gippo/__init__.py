@@ -2,9 +2,19 @@
 
 import gippo_envs  # noqa: F401  (registers the environments)
 from sb3_gippo.baselines import RP
+from sb3_gippo.checker import GradientReport, check_differentiable_env
 from sb3_gippo.common.gradients import GradientChannelError
 from sb3_gippo.gippo import GIPPO
 from sb3_gippo.vec_env import TorchVecEnv, make_vec_env
 from sb3_gippo.version import __version__
 
-__all__ = ["GIPPO", "RP", "GradientChannelError", "TorchVecEnv", "__version__", "make_vec_env"]
+__all__ = [
+    "GIPPO",
+    "RP",
+    "GradientChannelError",
+    "GradientReport",
+    "TorchVecEnv",
+    "__version__",
+    "check_differentiable_env",
+    "make_vec_env",
+]

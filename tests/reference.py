@@ -107,8 +107,8 @@ def replayed_advantage(model: Any, core: FunctionalEnv, record: Recorder, env: i
     """
     policy, buffer = model.policy, model.rollout_buffer
     normalize = model.get_vec_normalize_env()
-    clip_obs = normalize.clip_obs if normalize is not None else np.inf
-    clip_reward = normalize.clip_reward if normalize is not None else np.inf
+    clip_obs = normalize.clip_obs if normalize is not None and normalize.norm_obs else np.inf
+    clip_reward = normalize.clip_reward if normalize is not None and normalize.norm_reward else np.inf
     low, high = (th.as_tensor(bound, dtype=th.float64) for bound in (core.action_space.low, core.action_space.high))
     with th.no_grad():
         observation = th.as_tensor(buffer.observations[start, env], dtype=th.float64)[None]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import os
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +27,8 @@ from sb3_gippo.common.actor import actor_parameters
 from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
 from sb3_gippo.common.critic import CriticMemory, fit_critic
 from sb3_gippo.common.sweep import action_gradients
-from sb3_gippo.common.tap import GradientTap
+from sb3_gippo.common.tap import GradientTap, check_advantages
+from sb3_gippo.common.workers import close_if_worker_died
 
 
 class GradientPPO(PPO):
@@ -138,6 +143,15 @@ class GradientPPO(PPO):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
+        try:
+            return self._collect(env, callback, rollout_buffer, n_rollout_steps)
+        except (EOFError, ConnectionError) as error:
+            death = close_if_worker_died(env)
+            if death is None:
+                raise
+            raise RuntimeError(death) from error
+
+    def _collect(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         self._has_gradients = self._gradients_unusable = False
         if not self._wants_gradients():
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
@@ -150,11 +164,32 @@ class GradientPPO(PPO):
         chain = CallbackList([tap, callback])
         chain.model = self
         completed = super().collect_rollouts(env, chain, rollout_buffer, n_rollout_steps)
+        if completed:
+            check_advantages(rollout_buffer.advantages)
         if not tap.has_channel:
             self._warn_plain_ppo('its environments return no info["grad"]')
         elif completed:
             self._fill_action_gradients(rollout_buffer)
         return completed
+
+    def save(
+        self,
+        path: str | Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """As SB3's, but a file is replaced only by a complete one: an interrupt leaves the old one."""
+        if not isinstance(path, (str, Path)):
+            return super().save(path, exclude, include)
+        target = Path(path) if Path(path).suffix else Path(f"{path}.zip")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.part")
+        try:
+            with part.open("wb") as file:
+                super().save(file, exclude, include)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _warn_plain_ppo(self, reason: str) -> None:
         if not self._warned:
@@ -196,9 +231,10 @@ class GradientPPO(PPO):
             self.gamma,
             self.gae_lambda if self.action_gradient_lambda is None else self.action_gradient_lambda,
         )
-        finite = gradients.isfinite().all(dim=2, keepdim=True)
-        gradients = gradients.where(finite, 0.0)
         norm = gradients.norm(dim=2, keepdim=True)
+        # A norm that overflows is as useless as one of what is not finite.
+        finite = norm.isfinite()
+        gradients, norm = gradients.where(finite, 0.0), norm.where(finite, 0.0)
         if self.max_action_grad_norm is not None:
             gradients = gradients * (self.max_action_grad_norm / norm.clamp(min=1e-30)).clamp(max=1.0)
         buffer.action_gradients = gradients.cpu().numpy()

@@ -331,10 +331,7 @@ class GIPPO(GradientPPO):
     def _trust_region_fit(self, alpha: float, batch: GradientBatch, old: Gaussian, whitened: th.Tensor) -> float | None:
         region = self.trust_region
         assert region is not None
-        with th.no_grad():
-            features = BasePolicy.extract_features(self.policy, batch.observations, self.policy.pi_features_extractor)
-            last_layer = self.policy.mlp_extractor.forward_actor(features)
-        region.update_std_freedom(std_freedom(last_layer, batch.noise, whitened))
+        region.update_std_freedom(std_freedom(self._last_layer(batch.observations), batch.noise, whitened))
         self.logger.record("train/std_freedom", region.std_freedom)
         kl, std_kl = (alpha**2 * budget for budget in self._budgets)
         remaining = max(self._current_progress_remaining, 0.0)
@@ -352,6 +349,15 @@ class GIPPO(GradientPPO):
             self.max_grad_norm,
             region.trusted_std_freedom(alpha),
         )
+
+    def _last_layer(self, observations: th.Tensor) -> th.Tensor:
+        """:return: what the mean's last linear layer receives, (n, p)"""
+        inputs: list[th.Tensor] = []
+        hook = self.policy.action_net.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        with th.no_grad():
+            self.gaussian(observations)
+        hook.remove()
+        return inputs[0]
 
     def _ppo_step(self, batch: GradientBatch) -> None:
         """PPO's update, held within its share of the trust region; minibatches whose gradient is not finite are left out."""

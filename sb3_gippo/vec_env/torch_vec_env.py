@@ -31,6 +31,7 @@ class TorchVecEnv(VecEnv):
     def __init__(self, env: BatchedEnv, monitor_file: str | None = None):
         self.env = env
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata["render_fps"] = env.metadata["render_fps"]  # of videos
         self.step_gradient: GraphStepGradient | None = None
         """the gradient of the last step, where gradients are switched on"""
         self._actions: np.ndarray | None = None

@@ -1,0 +1,155 @@
+"""An environment under observation: what passes between it and a checker is copied, and watched for later changes."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_gippo.common.gradients import KEYS, GradientChannelError
+
+FLOATS = ("float32", "float64")
+
+
+class Outcome(NamedTuple):
+    """Copies of all that one step gave."""
+
+    obs: np.ndarray
+    """(k,)"""
+    reward: np.ndarray
+    """()"""
+    state: np.ndarray
+    """(n,), after the step"""
+    terminated: np.ndarray
+    """()"""
+    ended: bool
+    """terminated or truncated"""
+    grad: dict[str, np.ndarray] | None
+
+    @property
+    def dtype(self) -> str:
+        """:return: the coarsest type of its numbers, ``"float32"`` or ``"float64"``"""
+        arrays = [self.state, self.obs, *(array for key, array in (self.grad or {}).items() if key in KEYS)]
+        return "float32" if any(array.dtype == np.float32 for array in arrays) else "float64"
+
+
+class Probe:
+    """
+    :param env: a Gymnasium environment with Box spaces, ``get_state()`` and ``set_state(x)``
+    :raises GradientChannelError: if it is not one
+    """
+
+    def __init__(self, env: gym.Env):
+        if not isinstance(env, gym.Env):
+            raise GradientChannelError(f"{type(env).__name__} is not a gymnasium.Env: check a single environment.")
+        for name, space in (("action", env.action_space), ("observation", env.observation_space)):
+            if not isinstance(space, spaces.Box):
+                raise GradientChannelError(f"The {name} space is {type(space).__name__}: gradients need a Box.")
+        for name in ("get_state", "set_state"):
+            if not env.has_wrapper_attr(name):
+                raise GradientChannelError(
+                    f"The environment has no {name}(): to be compared with differences it must hand out its differentiable "
+                    "state by `get_state() -> (n,)` and take it back by `set_state(x)`."
+                )
+        self.env = env
+        self.action_space: Any = copy.deepcopy(env.action_space)
+        self.switchable = env.has_wrapper_attr("set_differentiable")
+        self.handed_over: list[tuple[str, np.ndarray, np.ndarray]] = []
+        """arrays that passed between environment and checker, with copies of what they were"""
+
+    def switch(self, differentiable: bool) -> None:
+        """Switch the gradient channel, where that can be done."""
+        if self.switchable:
+            self.env.get_wrapper_attr("set_differentiable")(differentiable)
+
+    def reset(self, seed: int) -> None:
+        """
+        :raises GradientChannelError: if that touches a global random generator
+        """
+        with _global_generators_untouched("reset()"):
+            obs, _ = self.env.reset(seed=seed)
+        self._keep("The observation of reset()", obs)
+
+    def step(self, action: np.ndarray) -> Outcome:
+        """
+        :param action: as the action space has it
+        :raises GradientChannelError: if that touches a global random generator
+        """
+        sent = action.copy()
+        with _global_generators_untouched("step()"):
+            obs, reward, terminated, truncated, info = self.env.step(sent)
+        self._keep("The action given to step()", sent, action)
+        obs = self._keep("The observation of step()", obs).ravel()
+        grad = info.get("grad")
+        if grad is not None:
+            grad = {key: self._keep(f'info["grad"][{key!r}]', value) for key, value in grad.items()}
+        ended = bool(terminated or truncated)
+        return Outcome(obs, np.array(reward, dtype=np.float64), self.get_state(), np.array(terminated), ended, grad)
+
+    def get_state(self) -> np.ndarray:
+        """
+        :return: (n,)
+        :raises GradientChannelError: for anything else
+        """
+        state = self._keep("The state returned by get_state()", self.env.get_wrapper_attr("get_state")())
+        if state.ndim != 1 or state.dtype.name not in FLOATS:
+            raise GradientChannelError(
+                f"get_state() returned an array {state.shape} of {state.dtype}: it must be (n,) of float32 or float64."
+            )
+        return state
+
+    def set_state(self, state: np.ndarray) -> None:
+        """:param state: (n,)"""
+        given = state.copy()
+        self.env.get_wrapper_attr("set_state")(given)
+        self._keep("The state given to set_state()", given, state)
+
+    def random_action(self, margin: float) -> np.ndarray:
+        """:return: an action that stays within its bounds when it is moved by ``margin`` (or a quarter of their distance)"""
+        low, high = self.action_space.low, self.action_space.high
+        margins = np.minimum(margin, (high - low) / 4)
+        return np.clip(self.action_space.sample(), low + margins, high - margins).astype(self.action_space.dtype)
+
+    def check_untouched(self) -> None:
+        """
+        Forget what was handed over so far.
+
+        :raises GradientChannelError: if one of these arrays is no longer what it was
+        """
+        for name, array, before in self.handed_over:
+            if not np.array_equal(array, before):
+                raise GradientChannelError(f"{name} changed afterwards: the environment writes into it instead of a copy.")
+        self.handed_over.clear()
+
+    def _keep(self, name: str, array: Any, before: np.ndarray | None = None) -> np.ndarray:
+        array = np.asarray(array)
+        self.handed_over.append((name, array, array.copy() if before is None else before))
+        return array.copy()
+
+
+@contextmanager
+def _global_generators_untouched(where: str) -> Iterator[None]:
+    before = _global_generators()
+    yield
+    for name, state in _global_generators().items():
+        if state != before[name]:
+            raise GradientChannelError(
+                f"{where} changes the global random generator of {name}: draw from the environment's own, self.np_random, "
+                "and seed nothing else."
+            )
+
+
+def _global_generators() -> dict[str, Any]:
+    state: Any = np.random.get_state()
+    return {
+        "numpy": (state[1].tobytes(), *state[2:]),
+        "torch": th.get_rng_state().numpy().tobytes(),
+        "random": random.getstate(),
+    }

@@ -1,0 +1,254 @@
+"""TorchVecEnv is what SB3 expects of a VecEnv, trains its algorithms, and gives GIPPO the run that dense gradients give."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.results_plotter import load_results
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecVideoRecorder
+
+from gippo_envs.core import BatchedEnv, FunctionalEnv, SingleEnv
+from sb3_gippo import GIPPO, TorchVecEnv, make_vec_env
+from sb3_gippo.common.gradients import DenseStepGradient, GraphStepGradient
+from tests.reference import Float64Policy, LinearQuadratic
+
+FUNCTIONAL = [env_id for env_id, spec in gym.registry.items() if spec.entry_point == "gippo_envs.core:SingleEnv"]
+
+
+def torch_vec_env(n_envs: int = 3, max_episode_steps: int | None = 4, **kwargs: Any) -> TorchVecEnv:
+    return TorchVecEnv(BatchedEnv(LinearQuadratic, n_envs, max_episode_steps, **kwargs))
+
+
+def actions(env: VecEnv) -> np.ndarray:
+    return np.stack([env.action_space.sample() for _ in range(env.num_envs)])
+
+
+def test_the_step_that_ends_an_episode_resets_it() -> None:
+    env = torch_vec_env()
+    env.seed(0)
+    env.reset()
+    env.action_space.seed(0)
+    returns, before = np.zeros(3), np.zeros((3, 3))
+    for step in range(1, 9):
+        sent = actions(env)
+        before = env.env.get_state()
+        obs, rewards, dones, infos = env.step(sent)
+        returns += rewards
+        assert dones.all() == (step % 4 == 0) and not (dones.any() and not dones.all())
+        after, _, _ = env.env.core.step(th.tensor(before), th.tensor(sent))
+        last = env.env.core.observe(after).numpy()
+        fresh = env.env.core.observe(th.tensor(env.env.get_state())).numpy()
+        np.testing.assert_array_equal(obs, fresh)
+        if not dones.any():
+            assert infos == [{}, {}, {}], "nothing happened, nothing is told"
+            np.testing.assert_array_equal(obs, last)
+            continue
+        for i, info in enumerate(infos):
+            np.testing.assert_array_equal(info["terminal_observation"], last[i])
+            assert (obs[i] != last[i]).any()
+            assert info["TimeLimit.truncated"] is True
+            assert info["episode"]["r"] == pytest.approx(returns[i]) and info["episode"]["l"] == 4
+        returns[:] = 0
+
+
+def test_terminations_are_no_truncations_and_end_single_episodes() -> None:
+    env = torch_vec_env(8, max_episode_steps=5, limit=2.0)
+    env.seed(0)
+    env.reset()
+    env.action_space.seed(0)
+    seen, lengths = set(), np.zeros(8, dtype=int)
+    for _ in range(30):
+        _, _, dones, infos = env.step(actions(env))
+        lengths += 1
+        for i in np.flatnonzero(dones):
+            beyond = abs(infos[i]["terminal_observation"][0]) > 2.0
+            assert infos[i]["TimeLimit.truncated"] is not beyond
+            assert infos[i]["episode"]["l"] == lengths[i] <= 5
+            seen.add(bool(beyond))
+        assert all(infos[i] == {} for i in np.flatnonzero(~dones))
+        lengths[dones] = 0
+    assert seen == {True, False}
+
+
+def test_starts_are_fresh_and_follow_the_seed() -> None:
+    def starts(seed: int) -> np.ndarray:
+        env = torch_vec_env(4, max_episode_steps=1)
+        env.seed(seed)
+        return np.concatenate([env.reset()] + [env.step(actions(env))[0] for _ in range(5)])
+
+    first = starts(1)
+    assert len(np.unique(first, axis=0)) == len(first), "every environment, every episode starts elsewhere"
+    np.testing.assert_array_equal(first, starts(1))
+    assert (first != starts(2)).all()
+
+
+def test_what_was_returned_stays_as_it_was() -> None:
+    env = torch_vec_env()
+    env.set_attr("differentiable", True)
+    kept = [env.reset()]
+    for _ in range(5):
+        obs, rewards, dones, _ = env.step(actions(env))
+        assert env.step_gradient is not None
+        kept += [obs, rewards, dones, env.step_gradient.action, env.step_gradient.observation, env.step_gradient.reward]
+    copies = [array.copy() for array in kept]
+    for _ in range(5):
+        env.step(actions(env))
+    env.reset()
+    for array, copy in zip(kept, copies):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_monitor_file_is_read_by_sb3(tmp_path: Path) -> None:
+    env = make_vec_env("CartPoleSwingUp-v0", 2, seed=0, monitor_dir=str(tmp_path), env_kwargs={"max_episode_steps": 5})
+    assert isinstance(env, TorchVecEnv)
+    env.reset()
+    episodes = [info["episode"] for _ in range(10) for info in env.step(actions(env))[3] if info]
+    env.close()
+    table = load_results(str(tmp_path))
+    assert len(table) == len(episodes) == 4
+    np.testing.assert_allclose(table["r"], [episode["r"] for episode in episodes])
+    assert (table["l"] == 5).all() and (np.diff(table["t"]) >= 0).all()
+
+
+def test_make_vec_env_has_sb3s_signature_and_picks_the_batched_form() -> None:
+    ours, theirs = inspect.signature(make_vec_env), inspect.signature(sb3_make_vec_env)
+    assert list(ours.parameters) == list(theirs.parameters)
+    assert all(ours.parameters[name].default == theirs.parameters[name].default for name in ours.parameters)
+    assert isinstance(make_vec_env("DeJong-v0", 4), TorchVecEnv)
+    assert make_vec_env("DeJong-v0", 4, env_kwargs={"dim": 3}).action_space.shape == (3,)
+    wrapped = make_vec_env("DeJong-v0", 2, wrapper_class=gym.wrappers.FlattenObservation)
+    for separate in (make_vec_env("Pendulum-v1", 2), make_vec_env("DeJong-v0", 2, vec_env_cls=DummyVecEnv), wrapped):
+        assert isinstance(separate, DummyVecEnv)
+
+
+def test_some_of_a_batch_cannot_be_changed_alone() -> None:
+    env = torch_vec_env()
+    with pytest.raises(ValueError, match="cannot be changed for some indices only"):
+        env.set_attr("differentiable", True, indices=[1])
+    env.env_method("set_differentiable", True, indices=[0, 1, 2])
+    assert env.get_attr("differentiable", indices=[1, 2]) == [True, True]
+
+
+@pytest.mark.parametrize(
+    "algorithm, kwargs",
+    [
+        (PPO, {"n_steps": 16, "batch_size": 32, "n_epochs": 2}),
+        (A2C, {"n_steps": 8}),
+        (SAC, {"learning_starts": 32, "batch_size": 16, "gradient_steps": 1}),
+        (GIPPO, {"n_steps": 16, "batch_size": 32, "n_epochs": 2}),
+    ],
+)
+def test_algorithms_train_and_evaluate_on_it(algorithm: Any, kwargs: dict[str, Any], tmp_path: Path) -> None:
+    env = make_vec_env("CartPoleSwingUp-v0", 4, seed=0, env_kwargs={"max_episode_steps": 10})
+    evaluation = make_vec_env("CartPoleSwingUp-v0", 2, seed=1, env_kwargs={"max_episode_steps": 10})
+    model = algorithm("MlpPolicy", env, seed=0, device="cpu", **kwargs)
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    callback = EvalCallback(evaluation, eval_freq=8, n_eval_episodes=3, best_model_save_path=str(tmp_path), verbose=0)
+    model.learn(128, callback=callback)
+    assert any((a != b).any() for a, b in zip(before, model.policy.parameters()))
+    assert np.isfinite(callback.last_mean_reward) and (tmp_path / "best_model.zip").exists()
+    assert len(model.ep_info_buffer) == 12 and {episode["l"] for episode in model.ep_info_buffer} == {10}
+    rewards, lengths = evaluate_policy(model, evaluation, n_eval_episodes=3, return_episode_rewards=True)
+    assert len(rewards) == 3 and lengths == [10, 10, 10]
+
+
+def test_video_is_recorded(tmp_path: Path) -> None:
+    pytest.importorskip("moviepy")
+    env = VecVideoRecorder(make_vec_env("CartPoleSwingUp-v0", 2, seed=0), str(tmp_path), lambda step: step == 0, 3)
+    assert env.frames_per_sec == 60
+    env.reset()
+    for _ in range(4):
+        env.step(actions(env))
+    env.close()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]
+
+
+def test_rendering_tiles_the_environments() -> None:
+    env = make_vec_env("CartPoleSwingUp-v0", 4, seed=0)
+    env.reset()
+    picture = env.render()
+    assert picture is not None and picture.shape == (600, 1200, 3) and picture.std() > 0
+    blind = make_vec_env("CartPoleSwingUp-v0", 2, env_kwargs={"render_mode": None})
+    assert blind.render_mode is None
+
+
+@pytest.mark.parametrize("env_id", FUNCTIONAL)
+def test_dense_and_graph_pull_the_same_cotangents_back(env_id: str) -> None:
+    n_envs, steps = 3, 5
+    batched = gym.make_vec(env_id, num_envs=n_envs, dtype="float64", differentiable=True)
+    singles = [gym.make(env_id, dtype="float64", differentiable=True) for _ in range(n_envs)]
+    assert isinstance(batched, BatchedEnv)
+    batched.reset(seed=0)
+    for i, single in enumerate(singles):
+        single.reset(seed=i)
+    generator = th.Generator().manual_seed(0)
+    batched.action_space.seed(0)
+    for _ in range(steps):
+        states, sent = batched.get_state(), batched.action_space.sample()
+        batched.step(sent)
+        infos = []
+        for i, single in enumerate(singles):
+            single.unwrapped.set_state(states[i])  # type: ignore[attr-defined]
+            infos.append(single.step(sent[i])[-1])
+        m, k = sent[0].size, batched.single_observation_space.shape[0]  # type: ignore[index]
+        dense, graph = DenseStepGradient.from_infos(infos, m, k), GraphStepGradient.from_transition(batched.transition)
+        bars = [th.randn(n_envs, size, generator=generator, dtype=th.float64) for size in (states.shape[1], k, 1)]
+        for state_bar in (bars[0], None):
+            ours = dense.vjp(state_bar, bars[1], bars[2][:, 0])
+            theirs = graph.vjp(state_bar, bars[1], bars[2][:, 0])
+            for one, other in zip(ours, theirs):
+                np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-8 * float(other.abs().max() if other.numel() else 0))
+        for name in ("action", "observation", "reward"):
+            np.testing.assert_allclose(getattr(dense, name), getattr(graph, name), rtol=1e-12)
+
+
+@dataclass
+class InPhase(LinearQuadratic):
+    """Every environment has a start of its own, always the same."""
+
+    def initial_state(self, n: int, generator: th.Generator, options: dict[str, Any] | None = None) -> th.Tensor:
+        return th.randn(4, 3, generator=th.Generator().manual_seed(0), dtype=self.torch_dtype)[:n]
+
+
+class InPhaseSingle(SingleEnv):
+    def __init__(self, index: int):
+        super().__init__(InPhase)
+        self.index = index
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(**kwargs)
+        core: FunctionalEnv = self.core
+        self._state = core.initial_state(4, th.Generator())[self.index : self.index + 1]
+        return core.observe(self._state)[0].numpy().copy(), {}
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_dense_and_graph_train_the_same_policy(normalize: bool) -> None:
+    def train(env: VecEnv, steps: int) -> GIPPO:
+        env = VecNormalize(env) if normalize else env
+        settings: dict[str, Any] = {"n_steps": 10, "batch_size": 20, "n_epochs": 3, "critic_steps": 4, "seed": 1}
+        return GIPPO(Float64Policy, env, device="cpu", **settings).learn(steps)
+
+    singles: Any = [lambda i=i: gym.wrappers.TimeLimit(InPhaseSingle(i), 6) for i in range(4)]
+    start = train(DummyVecEnv(singles), 0).policy.state_dict()
+    dense = train(DummyVecEnv(singles), 5 * 40)
+    graph = train(TorchVecEnv(BatchedEnv(InPhase, 4, 6)), 5 * 40)
+    assert dense._n_updates == graph._n_updates == 15
+    assert dense.alpha_controller is not None and graph.alpha_controller is not None
+    assert dense.alpha_controller.alpha == graph.alpha_controller.alpha > 0
+    for name, value in dense.policy.state_dict().items():
+        moved = (value - start[name]).abs().max()
+        assert moved > 1e-3
+        # SB3 keeps rewards, values and advantages in float32, which doubles a rounding now and then.
+        assert (value - graph.policy.state_dict()[name]).abs().max() < 1e-5 * moved, name
