@@ -349,30 +349,38 @@ class GIPPO(GradientPPO):
         )
 
     def _ppo_step(self, batch: GradientBatch) -> None:
-        """PPO's update, held within its share of the trust region; undone if it is not finite."""
+        """PPO's update, undone if it is not finite."""
         parameters, optimizer = list(self.policy.parameters()), self.policy.optimizer
         before = snapshot(parameters, optimizer)
-        region = self.trust_region
-        if region is None:
-            super().train()
-        else:
-            assert self.alpha_controller is not None
-            with th.no_grad():
-                start = self.gaussian(batch.observations)
-            values = [[p.detach().clone() for p in group] for group in self._actor]
-            super().train()
-            self.policy.set_training_mode(False)
-            budgets = region.ppo_budgets(*self._budgets, self.alpha_controller.alpha)
-            made = pull_back(lambda: self.gaussian(batch.observations), start, self._actor, values, budgets)
-            for rate, kl, budget in zip((region.ppo_mean, region.ppo_std), made, budgets):
-                rate.update(kl, budget)
-            self.logger.record("train/ppo_kl_mean", made[0])
-            self.logger.record("train/ppo_kl_std", made[1])
+        try:
+            self._bounded_ppo_update(batch)
+        except ValueError:
+            # torch refuses a distribution that is not finite: the update may have broken in its middle.
+            if all(parameter.isfinite().all() for parameter in parameters):
+                raise
         clamp_log_std(self.policy)
         if not all(parameter.isfinite().all() for parameter in parameters):
             # With σ tiny a ratio may overflow in the PPO step; the α-step alone is kept.
             restore(parameters, optimizer, before)
             self.logger.record("train/ppo_step_undone", 1)
+
+    def _bounded_ppo_update(self, batch: GradientBatch) -> None:
+        """PPO's update, held within its share of the trust region."""
+        region = self.trust_region
+        if region is None:
+            return super().train()
+        assert self.alpha_controller is not None
+        with th.no_grad():
+            start = self.gaussian(batch.observations)
+        values = [[p.detach().clone() for p in group] for group in self._actor]
+        super().train()
+        self.policy.set_training_mode(False)
+        budgets = region.ppo_budgets(*self._budgets, self.alpha_controller.alpha)
+        made = pull_back(lambda: self.gaussian(batch.observations), start, self._actor, values, budgets)
+        for rate, kl, budget in zip((region.ppo_mean, region.ppo_std), made, budgets):
+            rate.update(kl, budget)
+        self.logger.record("train/ppo_kl_mean", made[0])
+        self.logger.record("train/ppo_kl_std", made[1])
 
     def _log_alpha_step(self, alpha: float, loss_ratio: float | None, decision: str, diagnostics: Diagnostics | None) -> None:
         self.logger.record("train/alpha", alpha)
