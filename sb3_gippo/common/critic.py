@@ -44,7 +44,8 @@ def fit_critic(
     max_grad_norm: float,
 ) -> float:
     """
-    Minibatch steps on the squared error of the values, rows drawn uniformly from the memory.
+    Minibatch steps on the squared error of the values, rows drawn uniformly from the memory. A step whose gradient is not
+    finite is left out.
 
     :param policy: whose values are fitted
     :param optimizer: over the parameters of the critic
@@ -63,7 +64,8 @@ def fit_critic(
         loss = (policy.predict_values(observations[rows]).flatten() - returns[rows]).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
-        optimizer.step()
+        norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
+        if norm.isfinite():
+            optimizer.step()
     optimizer.zero_grad()
     return loss.item()

@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
 from sb3_gippo.common.on_policy import GradientPPO
+from sb3_gippo.common.optimizers import leaving_out_nonfinite_steps
 from sb3_gippo.gippo.alpha import (
     AgreementController,
     AlphaController,
@@ -24,7 +25,7 @@ from sb3_gippo.gippo.alpha import (
     log_prob,
     virtual_log_prob,
 )
-from sb3_gippo.gippo.fit import AdamFit, clamp_log_std, leaving_out_nonfinite_steps
+from sb3_gippo.gippo.fit import AdamFit, clamp_log_std
 from sb3_gippo.gippo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_gippo.gippo.trust_region import Gaussian, TrustRegion, fit_displacement, natural_displacement, pull_back, std_freedom
 

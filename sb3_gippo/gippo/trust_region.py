@@ -12,7 +12,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_gippo.common.actor import ActorParameters
-from sb3_gippo.gippo.fit import clamp_log_std, restore, snapshot
+from sb3_gippo.common.optimizers import restore, snapshot
+from sb3_gippo.gippo.fit import clamp_log_std
 
 ROW_LIMIT = 3.0
 """longest row of the action gradients, in mean rows"""
