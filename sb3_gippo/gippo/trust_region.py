@@ -178,9 +178,10 @@ def fit_displacement(
     freedom: float,
 ) -> float | None:
     """
-    Move the actor by a displacement of its actions, a regression of it on the noise: the mean takes the part that does not
-    depend on the noise, by a few steps of an Adam whose moments persist, and log σ the slope, in closed form,
-    ½ E[ε · displacement] (½ is the ratio of the Fisher informations of mean and log σ). Both stay within their budgets.
+    Move the actor by a displacement of its actions, a regression of it on the noise: log σ takes the slope, in closed form,
+    ½ E[ε · displacement] (½ is the ratio of the Fisher informations of mean and log σ), and the mean what is left without
+    it (for a quadratic advantage free of the noise), by a few steps of an Adam whose moments persist. Both stay within their
+    budgets.
 
     :param policy: with its ``alpha_optimizer`` over the mean's parameters
     :param actor: its parameters
@@ -201,10 +202,12 @@ def fit_displacement(
         group["lr"] = learning_rate * rate.scale
     parameters = [*actor.mean, *actor.std]
     before = snapshot(parameters, optimizer)
+    slope = (noise * displacement).mean(0)
+    mean_displacement = displacement - slope * noise
     initial, loss, kl = math.nan, math.nan, 0.0
     for iteration in range(n_iterations + 1):
         moved = (gaussian()[0] - old[0]) / old[1]
-        objective = (moved - displacement).square().sum(1).mean()
+        objective = (moved - mean_displacement).square().sum(1).mean()
         loss, kl = objective.item(), 0.5 * moved.detach().square().sum(1).mean().item()
         initial = loss if iteration == 0 else initial
         if iteration == n_iterations or kl > 0.8 * budgets[0]:
@@ -223,7 +226,7 @@ def fit_displacement(
     # A fit that has all but reached its target needs no larger rate to use up the budget.
     if kl > budgets[0] or ratio > 0.3:
         rate.update(kl, budgets[0])
-    shift = 0.5 * (noise * displacement).mean(0)
+    shift = 0.5 * slope
     shift = shift.where(shift > 0, freedom * shift)
     squared = shift.square().sum().item()
     shift_log_std(policy, shift * min(1.0, math.sqrt(budgets[1] / squared)) if squared > 0 else shift)
