@@ -1,0 +1,113 @@
+"""A MuJoCo task's own step, from other states than the task's, without a trace."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import mujoco
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.mujoco import MujocoEnv
+
+from sb3_gippo.wrappers.coordinates import Coordinates
+
+IMMUTABLE = (bool, int, float, str, type(None), np.generic, spaces.Space)
+BASE = (
+    "model",
+    "data",
+    "mujoco_renderer",
+    "init_qpos",
+    "init_qvel",
+    "metadata",
+    "observation_structure",
+    "spec",
+    "_np_random",
+)
+"""attributes of every ``MujocoEnv``, which its step does not change or which are taken care of"""
+
+
+class Probe:
+    """
+    Runs the task's step from given states. It does so on the task itself, so that what a task keeps (named access to bodies,
+    views of MuJoCo's arrays) goes on pointing to the right data; for use in threads, on a twin with data of its own.
+
+    What the task keeps in Python attributes is put back before each of these steps and after the last one; the steps get
+    copies of all they might change.
+
+    :param task: the task
+    :param coordinates: of its model
+    :param twin: whether a twin of the task is stepped
+    """
+
+    def __init__(self, task: MujocoEnv, coordinates: Coordinates, twin: bool):
+        self.task = task
+        self.coordinates = coordinates
+        self.stepped = object.__new__(type(task)) if twin else task
+        self.own_data = mujoco.MjData(task.model) if twin else None
+        self.before = mujoco.MjData(task.model)
+        self.generator = copy.deepcopy(task.np_random)
+
+    def remember(self) -> None:
+        """Take note of the task as it is."""
+        task = self.task
+        mujoco.mj_copyData(self.before, task.model, task.data)
+        self.attributes = dict(vars(task))
+        data = task.data if self.own_data is None else self.own_data
+        generator = task.np_random
+        if type(generator.bit_generator) is not type(self.generator.bit_generator):
+            self.generator = copy.deepcopy(generator)
+        self.generator_state = generator.bit_generator.state
+        self.overrides: dict[str, Any] = {"data": data, "render_mode": None, "_np_random": self.generator}
+        self.mutable = {name: value for name, value in self.attributes.items() if _may_change(name, value)}
+        self.memo = {id(task): self.stepped, id(task.data): data, id(generator): self.generator}
+        for shared in (task.model, task.mujoco_renderer):
+            self.memo[id(shared)] = shared
+        mujoco.mj_copyData(data, task.model, self.before)
+        self.lag = self.coordinates.lag(self.before, data)
+
+    def outcome(self, action: np.ndarray, state: np.ndarray | None = None) -> np.ndarray:
+        """
+        :param action: as the task takes it
+        :param state: x (n,); ``None`` for the task's own, to the last bit
+        :return: next state, observation and reward (n + k + 1,)
+        """
+        self.generator.bit_generator.state = self.generator_state
+        memo = dict(self.memo)
+        self._set_attributes({name: _copy(value, memo) for name, value in self.mutable.items()} | self.overrides)
+        data = self.overrides["data"]
+        mujoco.mj_copyData(data, self.task.model, self.before)
+        if state is not None:
+            self.coordinates.place(data, state, self.lag)
+        observation, reward = self.stepped.step(action)[:2]
+        return np.concatenate([self.coordinates.read(data), np.ravel(observation), [reward]])
+
+    def restore(self) -> None:
+        """Leave the task as it was remembered."""
+        self._set_attributes({})
+        mujoco.mj_copyData(self.stepped.data, self.task.model, self.before)
+
+    def _set_attributes(self, changes: dict[str, Any]) -> None:
+        attributes = vars(self.stepped)
+        for name in attributes.keys() - self.attributes.keys():
+            del attributes[name]
+        attributes.update(self.attributes)
+        attributes.update(changes)
+
+
+def _may_change(name: str, value: Any) -> bool:
+    """Whether an attribute may be changed in place by a step."""
+    if name in BASE or name.startswith("_ezpickle") or isinstance(value, IMMUTABLE):
+        return False
+    root = value
+    while isinstance(root, np.ndarray) and root.base is not None:
+        root = root.base
+    # An array whose memory is not numpy's is a view of MuJoCo's, which is put back with the data.
+    return not isinstance(value, np.ndarray) or isinstance(root, np.ndarray)
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # whatever the objects of a task raise; what cannot be copied is shared
+        return value
