@@ -320,16 +320,12 @@ def test_state_can_be_read_and_set(name: str) -> None:
 
 def test_rotations_beyond_a_half_turn_are_followed() -> None:
     coordinates = Coordinates(Juggler().model)
-    near, other = np.zeros(coordinates.size), np.zeros((2, coordinates.size))
-    axis = np.array([0.6, 0.0, 0.8])
     first, second = coordinates.rotations
-    near[first], near[second] = (np.pi - 1e-6) * axis, [0.1, 0.2, 0.3]
-    other[:, second] = [0.1, 0.2, 0.4]
-    other[0, first], other[1, first] = (np.pi - 2e-6) * axis, -(np.pi - 1e-6) * axis
-    unwrapped = coordinates.unwrap(other, near)
-    np.testing.assert_array_equal(unwrapped[0], other[0])
-    np.testing.assert_allclose(unwrapped[1, first], (np.pi + 1e-6) * axis, atol=1e-14)
-    np.testing.assert_array_equal(unwrapped[1, second], other[1, second])
+    axis = np.array([0.6, 0.0, 0.8])
+    x = np.random.default_rng(0).normal(size=(3, coordinates.size))
+    x[:, second] = [[0.1, 0.2, 0.3], [0.1, 0.2, 0.4], [0.1, 0.2, 0.3]]
+    x[:, first] = np.outer([np.pi - 1e-6, np.pi - 2e-6, np.pi + 1e-6], axis)
+    np.testing.assert_allclose(coordinates.read(coordinates.raw(x)), x, atol=1e-12)
 
 
 @pytest.mark.parametrize("central", [False, True])
@@ -342,7 +338,7 @@ def test_differences_stay_within_the_bounds(central: bool) -> None:
     assert (points >= low).all() and (points <= high).all()
     values = points**2
     derivative = (values[above] - values[below]) / width[:, None]
-    exact = np.where(np.abs(z) == 1.0, 2 * z, 2 * z) + np.array([0, -1, 1, 0] if central else [1, -1, 1, 1]) * 2**-10
+    exact = 2 * z + np.array([0, -1, 1, 0] if central else [1, -1, 1, 1]) * 2**-10  # z + (z ± ε), or (z + ε) + (z - ε)
     np.testing.assert_allclose(derivative, np.diag(exact), atol=1e-12)
 
 
@@ -368,7 +364,7 @@ def test_gippo_trains_on_hopper() -> None:
     assert model._has_gradients
     gradients = model.rollout_buffer.action_gradients
     assert np.isfinite(gradients).all() and np.abs(gradients).max() > 1e-3
-    assert model.logger.name_to_value == {} or "train/alpha" in model.logger.name_to_value
+    assert model.alpha_controller.alpha != model.alpha
 
 
 def test_gippo_trains_through_the_usual_wrappers() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
+PARTS = int(mujoco.mjtState.mjSTATE_QPOS | mujoco.mjtState.mjSTATE_QVEL | mujoco.mjtState.mjSTATE_ACT)
+"""what of MuJoCo's state is differentiated"""
+
 
 class Coordinates:
     """
@@ -13,38 +16,69 @@ class Coordinates:
 
     :param model: the model
     :ivar size: n
+    :ivar raw_size: nq + nv + na, the length of MuJoCo's own (``qpos``, ``qvel``, ``act``)
     """
 
     def __init__(self, model: mujoco.MjModel):
         self.model = model
         self.size: int = 2 * model.nv + model.na
+        self.raw_size: int = model.nq + model.nv + model.na
         self.reference = model.qpos0.copy()
         offsets = {int(mujoco.mjtJoint.mjJNT_FREE): 3, int(mujoco.mjtJoint.mjJNT_BALL): 0}
         first = [dof + offsets[kind] for kind, dof in zip(model.jnt_type, model.jnt_dofadr) if kind in offsets]
         self.rotations = np.array(first, dtype=int)[:, None] + np.arange(3)
 
-    def read(self, data: mujoco.MjData) -> np.ndarray:
-        """:return: x (n,)"""
-        displacement = np.empty(self.model.nv)
-        mujoco.mj_differentiatePos(self.model, displacement, 1.0, self.reference, data.qpos)
-        return np.concatenate([displacement, data.qvel, data.act])
+    def raw(self, x: np.ndarray) -> np.ndarray:
+        """
+        :param x: (copies, n)
+        :return: (copies, nq + nv + na)
+        """
+        nv = self.model.nv
+        if len(self.rotations) == 0:
+            return np.concatenate([self.reference + x[:, :nv], x[:, nv:]], axis=1)
+        positions = np.tile(self.reference, (len(x), 1))
+        for position, displacement in zip(positions, x[:, :nv]):
+            mujoco.mj_integratePos(self.model, position, displacement, 1.0)
+        return np.concatenate([positions, x[:, nv:]], axis=1)
 
-    def place(self, data: mujoco.MjData, x: np.ndarray, lag: float = 0.0) -> None:
+    def read(self, raw: np.ndarray, near: int = 0) -> np.ndarray:
+        """
+        The inverse of :meth:`raw`.
+
+        :param raw: (copies, nq + nv + na), close to one another
+        :param near: the copy whose rotation vectors are at most π; those of the others do not jump to the opposite side
+        :return: (copies, n)
+        """
+        nq, nv = self.model.nq, self.model.nv
+        if len(self.rotations) == 0:
+            return np.concatenate([raw[:, :nq] - self.reference, raw[:, nq:]], axis=1)
+        displacements = np.empty((len(raw), nv))
+        for position, displacement in zip(raw[:, :nq], displacements):
+            mujoco.mj_differentiatePos(self.model, displacement, 1.0, self.reference, position)
+        rotation = displacements[:, self.rotations]
+        jumped = np.linalg.norm(rotation - rotation[near], axis=2, keepdims=True) > np.pi
+        length = np.linalg.norm(rotation, axis=2, keepdims=True).clip(min=1.0)  # a vector that jumped is about π long
+        displacements[:, self.rotations] = np.where(jumped, rotation * (1 - 2 * np.pi / length), rotation)
+        return np.concatenate([displacements, raw[:, nq:]], axis=1)
+
+    def place(self, data: mujoco.MjData, raw: np.ndarray, lag: float = 0.0) -> None:
         """
         Put data into a state, with what a task may read before it simulates: positions of bodies, sites, sensors, ...
 
-        :param data: written to
-        :param x: (n,)
-        :param lag: how many seconds the positions of bodies are behind those of the joints, see :meth:`lag`
+        :param data: written to; its warm start stays
+        :param raw: (nq + nv + na,)
+        :param lag: how many seconds the bodies are behind the joints, see :meth:`lag`
         """
-        model, nv = self.model, self.model.nv
-        position, warmstart = self.reference.copy(), data.qacc_warmstart.copy()
-        mujoco.mj_integratePos(model, position, x[:nv], 1.0)
-        data.qpos[:], data.qvel[:], data.act[:] = position, x[nv : 2 * nv], x[2 * nv :]
-        if lag > 0:
-            mujoco.mj_integratePos(model, data.qpos, data.qvel, -lag)
-        mujoco.mj_forward(model, data)
-        data.qpos[:], data.qacc_warmstart[:] = position, warmstart
+        warmstart = data.qacc_warmstart
+        kept = warmstart.copy()
+        mujoco.mj_setState(self.model, data, raw, PARTS)
+        if lag == 0:
+            mujoco.mj_forward(self.model, data)
+        else:
+            mujoco.mj_integratePos(self.model, data.qpos, data.qvel, -lag)
+            mujoco.mj_forward(self.model, data)
+            mujoco.mj_setState(self.model, data, raw, PARTS)
+        warmstart[:] = kept
 
     def lag(self, data: mujoco.MjData, scratch: mujoco.MjData) -> float:
         """
@@ -67,18 +101,3 @@ class Coordinates:
             return float(np.abs(scratch.xpos - data.xpos).max())
 
         return min(0.0, float(model.opt.timestep), key=distance)
-
-    def unwrap(self, x: np.ndarray, near: np.ndarray) -> np.ndarray:
-        """
-        Undo the jumps of rotation vectors at π to the opposite side.
-
-        :param x: (copies, n)
-        :param near: (n,), a state close to all of them
-        :return: (copies, n)
-        """
-        rotation = x[:, self.rotations]
-        jumped = np.linalg.norm(rotation - near[self.rotations], axis=2, keepdims=True) > np.pi
-        length = np.linalg.norm(rotation, axis=2, keepdims=True).clip(min=1.0)  # a vector that jumped is about π long
-        x = x.copy()
-        x[:, self.rotations] = np.where(jumped, rotation * (1 - 2 * np.pi / length), rotation)
-        return x

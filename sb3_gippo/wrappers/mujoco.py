@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,12 +11,13 @@ from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled
 
 try:
+    import mujoco
     from gymnasium.envs.mujoco import MujocoEnv
 except (ImportError, DependencyNotInstalled) as error:
     raise ImportError('MujocoGradient needs MuJoCo and imageio: pip install "sb3-gippo[mujoco]".') from error
 
 from sb3_gippo.common.gradients import GradientChannelError
-from sb3_gippo.wrappers.coordinates import Coordinates
+from sb3_gippo.wrappers.coordinates import PARTS, Coordinates
 from sb3_gippo.wrappers.differences import stencil
 from sb3_gippo.wrappers.probe import Probe
 
@@ -74,7 +74,11 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._setup()
 
     def _setup(self) -> None:
+        space = self.task.action_space
+        assert isinstance(space, spaces.Box)
         self._coordinates = Coordinates(self.task.model)
+        unbounded = np.full(self._coordinates.size, np.inf)
+        self._bounds = np.concatenate([-unbounded, space.low.ravel()]), np.concatenate([unbounded, space.high.ravel()])
         self._probes = [Probe(self.task, self._coordinates, twin=self.threads > 1) for _ in range(self.threads)]
 
     @property
@@ -90,7 +94,9 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def get_state(self) -> np.ndarray:
         """:return: the differentiable state x (n,)"""
-        return self.coordinates.read(self.task.data)
+        raw = np.empty((1, self.coordinates.raw_size))
+        mujoco.mj_getState(self.task.model, self.task.data, raw[0], PARTS)
+        return self.coordinates.read(raw)[0]
 
     def set_state(self, state: np.ndarray) -> None:
         """
@@ -104,15 +110,18 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if state.shape != (self.coordinates.size,):
             raise ValueError(f"The state has shape ({self.coordinates.size},), not {state.shape}.")
         self.task.data.qacc_warmstart[:] = 0.0
-        self.coordinates.place(self.task.data, state)
+        self.coordinates.place(self.task.data, self.coordinates.raw(state[None])[0])
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         if not self.differentiable:
             return self.env.step(action)
         grad = self._derivatives(np.array(action, dtype=np.float64))
         observation, reward, terminated, truncated, info = self.env.step(action)
-        for name, taken_at, real in (("observation", grad["obs"], np.ravel(observation)), ("reward", grad["reward"], reward)):
-            if np.shape(taken_at) != np.shape(real) or not np.allclose(taken_at, real, rtol=1e-4, atol=1e-5, equal_nan=True):
+        for name, taken_at, real in (
+            ("observation", grad["obs"], np.ravel(observation)),
+            ("reward", grad["reward"], np.float64(reward)),
+        ):
+            if taken_at.shape != real.shape or (np.abs(taken_at - real) > 1e-5 + 1e-4 * np.abs(real)).any():
                 raise GradientChannelError(
                     f"The step of {type(self.task).__name__}, made twice from the same state, gave another {name}: a wrapper "
                     "inside of MujocoGradient changes actions, observations or rewards, or the task keeps what it depends on "
@@ -122,18 +131,13 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def _derivatives(self, action: np.ndarray) -> dict[str, np.ndarray]:
         """:return: ``info["grad"]`` of the step that is about to be made"""
-        n, space = self.coordinates.size, self.task.action_space
-        assert isinstance(space, spaces.Box)
-        unbounded = np.full(n, np.inf)
-        points, above, below, width = stencil(
-            np.concatenate([self.get_state(), action.ravel()]),
-            np.concatenate([-unbounded, space.low.ravel()]),
-            np.concatenate([unbounded, space.high.ravel()]),
-            self.epsilon,
-            self.central,
-        )
-        values, outcomes = self._outcomes(action, [(point[:n], point[n:].reshape(action.shape)) for point in points])
-        outcomes[:, :n] = self.coordinates.unwrap(outcomes[:, :n], values[:n])
+        coordinates, (low, high) = self.coordinates, self._bounds
+        n, raw_size = coordinates.size, coordinates.raw_size
+        z = np.concatenate([self.get_state(), action.ravel()])
+        points, above, below, width = stencil(z, low, high, self.epsilon, self.central)
+        outcomes = self._outcomes(coordinates.raw(points[:, :n]), points[:, n:].reshape(-1, *action.shape), action)
+        values, states = outcomes[0, raw_size:], coordinates.read(outcomes[:, :raw_size])
+        outcomes = np.concatenate([states, outcomes[:, raw_size:]], axis=1)[1:]
         by = ((outcomes[above] - outcomes[below]) / width[:, None]).T
         return {
             "state_state": by[:n, :n],
@@ -143,26 +147,32 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
             "reward_state": by[-1, :n],
             "reward_action": by[-1, n:],
             "action": action.ravel(),
-            "obs": values[n:-1],
+            "obs": values[:-1],
             "reward": values[-1],
         }
 
-    def _outcomes(self, action: np.ndarray, points: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-        """What the step itself gives, (n + k + 1,): next state, observation, reward; and what steps from points give."""
+    def _outcomes(self, raw: np.ndarray, actions: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """
+        :param raw: states (p, nq + nv + na)
+        :param actions: (p, ...)
+        :param action: the step's own
+        :return: what the step itself gives, and what it would give from those states: see :meth:`Probe.step`, (1 + p, ...)
+        """
+        outcomes: list[Any] = [None] * len(raw)
 
-        def run(probe: Probe, start: int) -> Iterable[np.ndarray]:
-            return [probe.outcome(action, state) for state, action in points[start :: self.threads]]
+        def run(index: int) -> None:
+            for point in range(index, len(raw), self.threads):
+                outcomes[point] = self._probes[index].step(actions[point], raw[point])
 
         try:
             for probe in self._probes:
                 probe.remember()
-            values = self._probes[0].outcome(action.copy())
+            values = self._probes[0].step(action.copy())
             if self.threads == 1:
-                return values, np.stack(list(run(self._probes[0], 0)))
-            outcomes = np.empty((len(points), len(values)))
-            with ThreadPoolExecutor(self.threads) as pool:
-                for start, part in enumerate(pool.map(run, self._probes, range(self.threads))):
-                    outcomes[start :: self.threads] = part
-            return values, outcomes
+                run(0)
+            else:
+                with ThreadPoolExecutor(self.threads) as pool:
+                    list(pool.map(run, range(self.threads)))  # a list, to see what was raised
         finally:
             self._probes[0].restore()
+        return np.stack([values, *outcomes])

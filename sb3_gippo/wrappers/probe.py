@@ -10,21 +10,12 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.mujoco import MujocoEnv
 
-from sb3_gippo.wrappers.coordinates import Coordinates
+from sb3_gippo.wrappers.coordinates import PARTS, Coordinates
 
 IMMUTABLE = (bool, int, float, str, type(None), np.generic, spaces.Space)
-BASE = (
-    "model",
-    "data",
-    "mujoco_renderer",
-    "init_qpos",
-    "init_qvel",
-    "metadata",
-    "observation_structure",
-    "spec",
-    "_np_random",
-)
-"""attributes of every ``MujocoEnv``, which its step does not change or which are taken care of"""
+ENGINE = ("model", "data", "mujoco_renderer", "_np_random")
+CONSTANT = ("init_qpos", "init_qvel", "metadata", "observation_structure", "spec")
+"""attributes of a ``MujocoEnv``: those that are taken care of by themselves, and those that a step does not change"""
 
 
 class Probe:
@@ -53,52 +44,59 @@ class Probe:
         task = self.task
         mujoco.mj_copyData(self.before, task.model, task.data)
         self.attributes = dict(vars(task))
-        data = task.data if self.own_data is None else self.own_data
+        self.data = task.data if self.own_data is None else self.own_data
         generator = task.np_random
         if type(generator.bit_generator) is not type(self.generator.bit_generator):
             self.generator = copy.deepcopy(generator)
-        self.generator_state = generator.bit_generator.state
-        self.overrides: dict[str, Any] = {"data": data, "render_mode": None, "_np_random": self.generator}
+        self.random_state = generator.bit_generator.state
+        self.changes = {"data": self.data, "render_mode": None, "_np_random": self.generator}
         self.mutable = {name: value for name, value in self.attributes.items() if _may_change(name, value)}
-        self.memo = {id(task): self.stepped, id(task.data): data, id(generator): self.generator}
+        self.memo = {id(task): self.stepped, id(task.data): self.data, id(generator): self.generator}
         for shared in (task.model, task.mujoco_renderer):
             self.memo[id(shared)] = shared
-        mujoco.mj_copyData(data, task.model, self.before)
-        self.lag = self.coordinates.lag(self.before, data)
+        mujoco.mj_copyData(self.data, task.model, self.before)
+        self.lag = self.coordinates.lag(self.before, self.data)
 
-    def outcome(self, action: np.ndarray, state: np.ndarray | None = None) -> np.ndarray:
+    def step(self, action: np.ndarray, raw: np.ndarray | None = None) -> np.ndarray:
         """
         :param action: as the task takes it
-        :param state: x (n,); ``None`` for the task's own, to the last bit
-        :return: next state, observation and reward (n + k + 1,)
+        :param raw: state (nq + nv + na,); ``None`` for the task's own, to the last bit
+        :return: next state, observation and reward (nq + nv + na + k + 1,)
         """
-        self.generator.bit_generator.state = self.generator_state
         memo = dict(self.memo)
-        self._set_attributes({name: _copy(value, memo) for name, value in self.mutable.items()} | self.overrides)
-        data = self.overrides["data"]
-        mujoco.mj_copyData(data, self.task.model, self.before)
-        if state is not None:
-            self.coordinates.place(data, state, self.lag)
+        self._set_attributes({**self.changes, **{name: _copy(value, memo) for name, value in self.mutable.items()}})
+        self.generator.bit_generator.state = self.random_state
+        mujoco.mj_copyData(self.data, self.task.model, self.before)
+        if raw is not None:
+            self.coordinates.place(self.data, raw, self.lag)
         observation, reward = self.stepped.step(action)[:2]
-        return np.concatenate([self.coordinates.read(data), np.ravel(observation), [reward]])
+        size = self.coordinates.raw_size
+        outcome = np.empty(size + observation.size + 1)
+        mujoco.mj_getState(self.task.model, self.data, outcome[:size], PARTS)
+        outcome[size:-1] = observation.ravel()
+        outcome[-1] = reward
+        return outcome
 
     def restore(self) -> None:
         """Leave the task as it was remembered."""
         self._set_attributes({})
-        mujoco.mj_copyData(self.stepped.data, self.task.model, self.before)
+        mujoco.mj_copyData(self.task.data, self.task.model, self.before)
 
     def _set_attributes(self, changes: dict[str, Any]) -> None:
         attributes = vars(self.stepped)
-        for name in attributes.keys() - self.attributes.keys():
-            del attributes[name]
         attributes.update(self.attributes)
+        if len(attributes) > len(self.attributes):
+            for name in attributes.keys() - self.attributes.keys():
+                del attributes[name]
         attributes.update(changes)
 
 
 def _may_change(name: str, value: Any) -> bool:
     """Whether an attribute may be changed in place by a step."""
-    if name in BASE or name.startswith("_ezpickle") or isinstance(value, IMMUTABLE):
+    if isinstance(value, IMMUTABLE) or name in ENGINE + CONSTANT or name.startswith("_ezpickle"):
         return False
+    if isinstance(value, tuple):
+        return any(_may_change("", item) for item in value)
     root = value
     while isinstance(root, np.ndarray) and root.base is not None:
         root = root.base
