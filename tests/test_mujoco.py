@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from sb3_gippo import GIPPO, GradientChannelError
 
 mujoco = pytest.importorskip("mujoco")
+pytest.importorskip("imageio")
 from sb3_gippo import MujocoGradient  # noqa: E402
 from sb3_gippo.wrappers.coordinates import Coordinates  # noqa: E402
 from sb3_gippo.wrappers.differences import stencil  # noqa: E402

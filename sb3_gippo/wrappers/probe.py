@@ -37,7 +37,7 @@ class Probe:
         self.stepped = object.__new__(type(task)) if twin else task
         self.own_data = mujoco.MjData(task.model) if twin else None
         self.before = mujoco.MjData(task.model)
-        self.generator = copy.deepcopy(task.np_random)
+        self.generator: np.random.Generator | None = None
 
     def remember(self) -> None:
         """Take note of the task as it is."""
@@ -46,7 +46,7 @@ class Probe:
         self.attributes = dict(vars(task))
         self.data = task.data if self.own_data is None else self.own_data
         generator = task.np_random
-        if type(generator.bit_generator) is not type(self.generator.bit_generator):
+        if self.generator is None or type(generator.bit_generator) is not type(self.generator.bit_generator):
             self.generator = copy.deepcopy(generator)
         self.random_state = generator.bit_generator.state
         self.changes = {"data": self.data, "render_mode": None, "_np_random": self.generator}
@@ -63,6 +63,7 @@ class Probe:
         :param raw: state (nq + nv + na,); ``None`` for the task's own, to the last bit
         :return: next state, observation and reward (nq + nv + na + k + 1,)
         """
+        assert self.generator is not None, "remember() comes first"
         memo = dict(self.memo)
         self._set_attributes({**self.changes, **{name: _copy(value, memo) for name, value in self.mutable.items()}})
         self.generator.bit_generator.state = self.random_state
@@ -70,10 +71,10 @@ class Probe:
         if raw is not None:
             self.coordinates.place(self.data, raw, self.lag)
         observation, reward = self.stepped.step(action)[:2]
-        size = self.coordinates.raw_size
+        observation, size = np.ravel(observation), self.coordinates.raw_size
         outcome = np.empty(size + observation.size + 1)
         mujoco.mj_getState(self.task.model, self.data, outcome[:size], PARTS)
-        outcome[size:-1] = observation.ravel()
+        outcome[size:-1] = observation
         outcome[-1] = reward
         return outcome
 
