@@ -6,7 +6,7 @@ import argparse
 import importlib
 import runpy
 import sys
-from types import TracebackType
+import traceback
 from typing import NamedTuple
 
 from gymnasium.error import DependencyNotInstalled
@@ -33,20 +33,20 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> None:
     """
-    Run one of :data:`COMMANDS`.
+    Run one of :data:`COMMANDS`. Alone, without arguments, it prints its help.
 
     :param argv: the command and its arguments; those of the program by default
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="sb3-gippo",
-        description="The commands of rl_zoo3 with GI-PPO and its environments; `sb3-gippo train --help` lists train's options.",
+        description="rl_zoo3's commands with GI-PPO and its environments. `sb3-gippo train` lists the options of train.",
     )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.help, add_help=False)
     name = parser.parse_args(argv[:1]).command
-    sys.argv = [f"sb3-gippo {name}", *argv[1:]]
+    sys.argv = [f"sb3-gippo {name}", *(argv[1:] or ["--help"])]
     try:
         run(COMMANDS[name])
     except Exception as error:
@@ -68,7 +68,8 @@ def run(command: Command) -> None:
         zoo.register()
         module = importlib.import_module(command.module) if command.function else None
     except ModuleNotFoundError as error:
-        raise ImportError(f'it needs the package {error.name}: pip install "sb3-gippo[zoo]"') from error
+        package = str(error.name).split(".")[0]
+        raise ImportError(f'it needs the package {package}: pip install "sb3-gippo[zoo]"') from error
     if command.function:
         getattr(module, command.function)()
     else:
@@ -78,18 +79,17 @@ def run(command: Command) -> None:
 def is_about_input(error: Exception) -> bool:
     """
     :param error: what a command ended in
-    :return: whether its message alone tells the user what to do: a missing package, or an objection that rl_zoo3 or this
-        project raises themselves; anything else may be a defect, and keeps its traceback
+    :return: whether its message alone tells the user what to do: a missing package, or an objection that rl_zoo3, Gymnasium or
+        this project raise themselves; anything else may be a defect, and keeps its traceback
     """
     if isinstance(error, ImportError | DependencyNotInstalled):
         return True
-    if not isinstance(error, AssertionError | OSError | ValueError) or not str(error):
+    objections = (AssertionError, NotImplementedError, OSError, ValueError)
+    if not isinstance(error, objections) and "unexpected keyword argument" not in str(error):
         return False
-    last: TracebackType | None = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    origin = "" if last is None else last.tb_frame.f_globals.get("__name__", "")
-    return origin.split(".")[0] in {"rl_zoo3", "sb3_gippo", "gippo_envs", "__main__"}
+    frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
+    origin = frame.f_globals.get("__name__", "").split(".")[0]
+    return bool(str(error)) and origin in {"__main__", "gippo_envs", "gymnasium", "rl_zoo3", "sb3_gippo"}
 
 
 if __name__ == "__main__":

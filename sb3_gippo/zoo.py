@@ -10,11 +10,13 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import rl_zoo3.exp_manager
+import rl_zoo3.load_from_hub
 import yaml
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
@@ -53,7 +55,7 @@ class Manager(ExperimentManager):
     default_vec_env_cls = staticmethod(from_env_fns)  # type: ignore[assignment]
 
     def __init__(self, args: Any, algo: str, env_id: str, *rest: Any, config: str | None = None, **kwargs: Any):
-        super().__init__(args, algo, env_id, *rest, config=config, **kwargs)
+        super().__init__(args, algo, env_id, *rest, config=config, **kwargs)  # type: ignore[misc]
         if config is None:
             self.config = str(hyperparams_file(algo, env_id, Path(self.config).parent))
         if kwargs.get("vec_env_type") == "subproc":
@@ -117,24 +119,36 @@ def make_sampler(algo: str) -> Sampler:
     return sample
 
 
+@cache
 def register() -> None:
     """Make rl_zoo3's commands know what this project adds to them; to be called before they are imported."""
     for algo, algorithm in ALGORITHMS.items():
-        ALGOS.setdefault(algo, algorithm)
         if algo not in ZOO_ALGORITHMS:
-            HYPERPARAMS_SAMPLER[algo] = make_sampler(algo)
-            HYPERPARAMS_CONVERTER[algo] = lambda params, base=base_of(algo): convert(base, params)  # type: ignore[misc]
+            ALGOS[algo] = algorithm
+            HYPERPARAMS_SAMPLER[algo] = make_sampler(algo)  # type: ignore[assignment]
+            HYPERPARAMS_CONVERTER[algo] = partial(convert, base_of(algo))
     rl_zoo3.exp_manager.ExperimentManager = Manager  # type: ignore[misc]
-    _run_enjoy_from_anywhere()
+    rl_zoo3.load_from_hub.download_from_hub = download_from_hub  # type: ignore[assignment]
+    subprocess.call = call  # type: ignore[assignment]
 
 
-def _run_enjoy_from_anywhere() -> None:
-    """rl_zoo3's benchmark calls ``python enjoy.py`` in the current directory: let that be our own command."""
-    call = subprocess.call
+_call, _download = subprocess.call, rl_zoo3.load_from_hub.download_from_hub
 
-    def call_enjoy(command: Any, *args: Any, **kwargs: Any) -> int:
-        if command[:2] == ["python", "enjoy.py"]:
-            command = [sys.executable, "-m", "sb3_gippo", "enjoy", *command[2:]]
-        return call(command, *args, **kwargs)
 
-    subprocess.call = call_enjoy  # type: ignore[assignment]
+def call(command: Any, *args: Any, **kwargs: Any) -> int:
+    """``subprocess.call``; what rl_zoo3's benchmark calls, ``python enjoy.py`` in the current directory, is our command."""
+    if command[:2] == ["python", "enjoy.py"]:
+        command = [sys.executable, "-m", "sb3_gippo", "enjoy", *command[2:]]
+    return _call(command, *args, **kwargs)
+
+
+def download_from_hub(algo: str, **kwargs: Any) -> None:
+    """
+    Where rl_zoo3's ``enjoy`` turns if its default folder has no such agent.
+
+    :raises ValueError: for an algorithm of ours, whose agents are not on the hub
+    """
+    if algo not in ZOO_ALGORITHMS:
+        agent = f"{algo} agent for {kwargs['env_name']} in {kwargs['folder']!r}"
+        raise ValueError(f"There is no {agent}: name the folder it was trained into, for instance -f logs.")
+    _download(algo=algo, **kwargs)
