@@ -63,7 +63,7 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which an agent was trained on De Jong's function, and a second one went on from it without learning."""
     folder = tmp_path_factory.mktemp("agents")
     zoo(folder, f"{TRAIN} -n 640 --eval-freq 128 --seed 1 -P -tb tensorboard")
-    nothing = "-params learning_rate:1e-12 alpha_learning_rate:1e-12"
+    nothing = "-params learning_rate:1e-12 alpha_learning_rate:1e-12 alpha_kl:1e-12 std_kl:1e-12"
     output = zoo(folder, f"{TRAIN} -n 640 --eval-freq 128 --seed 2 -i logs/gippo/DeJong-v0_1/DeJong-v0.zip {nothing}")
     assert "Loading pretrained agent" in output
     return folder
@@ -93,7 +93,7 @@ def test_train_reads_our_hyperparameters_and_logs_every_episode(agents: Path) ->
 def test_training_resumes_from_a_trained_agent(agents: Path) -> None:
     first, second = load(agents, 1), load(agents, 2)
     for a, b in zip(first.policy.parameters(), second.policy.parameters(), strict=True):
-        assert th.allclose(a, b, atol=1e-6)
+        assert th.allclose(a, b, atol=1e-4)
     statistics = [run_folder(agents, number) / "DeJong-v0" / "vecnormalize.pkl" for number in (1, 2)]
     assert statistics[0].read_bytes() != statistics[1].read_bytes()
 
@@ -137,14 +137,14 @@ def test_record_video_films_an_agent(tmp_path: Path) -> None:
 
 
 def test_studies_tune_our_hyperparameters_in_a_shared_database(tmp_path: Path) -> None:
-    study = f"{TRAIN} -n 512 --seed 3 --storage sqlite:///study.db --study-name dejong"
+    study = f"{TRAIN} -n 64 --seed 3 -params n_envs:2 --storage sqlite:///study.db --study-name dejong"
     search = f"{study} -optimize --n-evaluations 1 --n-startup-trials 1 --no-optim-plots"
     # Two workers, one after the other, and a training with what the second one's trial has drawn.
     output = zoo_many(
         tmp_path,
         f"{search} --n-trials 1",
         f"{search} --max-total-trials 2",
-        f"{study} --trial-id 1 -n 64 --eval-freq -1",
+        f"{study} --trial-id 1 --eval-freq -1",
     )
     assert output.count("status 0") == 3, output
     assert "Inconsistent parameter values" not in output
