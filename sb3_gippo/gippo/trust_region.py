@@ -18,6 +18,10 @@ from sb3_gippo.gippo.fit import clamp_log_std
 ROW_LIMIT = 3.0
 """longest row of the action gradients, in mean rows"""
 
+ARRIVED = 1 / 3
+"""distance of a mean from its optimum, in σ, as far as its last layer explains it (the real one is longer: measured, σ is too
+small for the mean's last steps if it may shrink within 1 σ)"""
+
 Gaussian = tuple[th.Tensor, th.Tensor]
 """mean and standard deviation, (n, action_dim) each"""
 
@@ -257,7 +261,8 @@ def explained_power(features: th.Tensor, targets: th.Tensor) -> float:
 
 def std_freedom(features: th.Tensor, noise: th.Tensor, whitened: th.Tensor) -> float:
     """
-    How far σ may follow its gradient: not at all while the mean is more than 2 σ from its optimum, fully within 1 σ.
+    How far σ may follow its gradient: fully while the mean is within :data:`ARRIVED` of its optimum, not at all beyond twice
+    that.
 
     For a quadratic advantage with its optimum at μ* the whitened gradient σ g is c (ε + (μ - μ*)/σ) with the whitened
     curvature c: its regression on ε gives c, and what the features explain of the rest gives the distance.
@@ -265,14 +270,14 @@ def std_freedom(features: th.Tensor, noise: th.Tensor, whitened: th.Tensor) -> f
     :param features: the actor's last layer (n, p), what the mean can follow
     :param noise: ε (n, action_dim)
     :param whitened: σ g (n, action_dim)
-    :return: 2 - distance, between 0 and 1
+    :return: 2 - distance / :data:`ARRIVED`, between 0 and 1
     """
     curvature = (whitened * noise).mean(0)
     power = curvature.double().square().sum().item()
     if not (math.isfinite(power) and power > 0):
         return 0.0
     distance = math.sqrt(explained_power(features, whitened - curvature * noise) / power)
-    return min(max(2 - distance, 0.0), 1.0)
+    return min(max(2 - distance / ARRIVED, 0.0), 1.0)
 
 
 def shift_log_std(policy: ActorCriticPolicy, shift: th.Tensor) -> None:
