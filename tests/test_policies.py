@@ -1,4 +1,4 @@
-"""The tanh squash by keyword: PPO and buffer see the Gaussian action, the environment the squashed one."""
+"""The policies' options. Squashed, PPO and buffer see the Gaussian action, the environment the squashed one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_gippo import GIPPO, make_vec_env
-from sb3_gippo.gippo.policies import MlpPolicy
+from sb3_gippo.gippo.policies import LOG_STD_MAX, LOG_STD_MIN, MlpPolicy
 from tests.reference import linear_quadratic
 
 SQUASHED: dict[str, Any] = {"policy_kwargs": {"squash_actions": True}}
@@ -82,3 +83,71 @@ def test_the_box_may_be_lopsided() -> None:
         squash_actions=True,
     )
     np.testing.assert_allclose(policy.unscale_action(np.array([[0.0, 0.0], [99.0, -99.0]])), [[0.5, 2.0], [1.0, -1.0]])
+
+
+NORMED: dict[str, Any] = {"layer_norm": True, "state_dependent_std": True, "activation_fn": th.nn.ELU}
+
+
+def test_layer_norm_follows_every_activation_of_both_networks() -> None:
+    extractor = model(policy_kwargs=NORMED).policy.mlp_extractor
+    for network in (extractor.policy_net, extractor.value_net):
+        assert [type(layer).__name__ for layer in network] == ["Linear", "ELU", "LayerNorm"] * 2
+
+
+def test_state_dependent_std_starts_as_the_parameter_and_learns_to_depend_on_the_state() -> None:
+    ours = model(policy_kwargs={**NORMED, "log_std_init": -0.7}, learning_rate=1e-2)
+    observations = th.randn(50, 3, generator=th.Generator().manual_seed(0))
+    with th.no_grad():
+        assert th.allclose(ours.gaussian(observations)[1], th.tensor(-0.7).exp())
+    ours.learn(64)
+    with th.no_grad():
+        assert ours.gaussian(observations)[1].std(0).min() > 1e-6
+
+
+def test_state_dependent_log_std_is_clamped() -> None:
+    ours = model(policy_kwargs=NORMED)
+    with th.no_grad():
+        for offset, expected in ((-100.0, LOG_STD_MIN), (100.0, LOG_STD_MAX)):
+            ours.policy.log_std.fill_(offset)
+            _, std = ours.gaussian(th.zeros(1, 3))
+            assert th.allclose(std.log(), th.tensor(expected))
+
+
+@pytest.mark.parametrize("solver", ["trust_region", "adam"])
+def test_predict_evaluate_actions_and_a_loaded_copy_agree(tmp_path: Path, solver: str) -> None:
+    ours = model(policy_kwargs={**NORMED, **SQUASHED["policy_kwargs"]}, alpha_solver=solver, target_critic_tau=0.3).learn(64)
+    ours.policy.set_training_mode(False)
+    observations = th.randn(6, 3, generator=th.Generator().manual_seed(0))
+    with th.no_grad():
+        mean, std = ours.gaussian(observations)
+        _, log_prob, entropy = ours.policy.evaluate_actions(observations, mean)
+    expected = th.distributions.Normal(mean, std)
+    assert entropy is not None
+    assert th.allclose(log_prob, expected.log_prob(mean).sum(1), atol=1e-5)
+    assert th.allclose(entropy, expected.entropy().sum(1), atol=1e-5)
+    ours.save(tmp_path / "model")
+    loaded = GIPPO.load(tmp_path / "model", env=ours.get_env(), device="cpu")
+    for name, value in ours.policy.state_dict().items():
+        assert th.equal(loaded.policy.state_dict()[name], value), name
+    assert ours.target_critic is not None and loaded.target_critic is not None
+    for mine, theirs in zip(ours.target_critic.parameters(), loaded.target_critic.parameters()):
+        assert th.equal(mine, theirs)
+    actions = ours.predict(observations.numpy(), deterministic=True)[0]
+    np.testing.assert_array_equal(loaded.predict(observations.numpy(), deterministic=True)[0], actions)
+    np.testing.assert_allclose(actions, 2.0 * np.tanh(mean.numpy()), rtol=1e-5)
+    assert np.isfinite(evaluate_policy(loaded, loaded.get_env(), 2, warn=False)[0])  # type: ignore[arg-type]
+
+
+def test_the_target_critic_follows_by_its_share() -> None:
+    ours = model(target_critic_tau=0.25)
+    assert ours.target_critic is not None
+    start = ours.policy.value_net.weight.detach().clone()
+    ours.learn(16)
+    expected = 0.75 * start + 0.25 * ours.policy.value_net.weight
+    assert th.allclose(ours.target_critic.value_net.weight, expected, atol=1e-6) and not th.equal(expected, start)
+
+
+@pytest.mark.parametrize("kwargs", [{"squash_actions": True}, {"state_dependent_std": True}])
+def test_options_of_the_gaussian_are_refused_without_one(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needs continuous actions"):
+        GIPPO("MlpPolicy", "CartPole-v1", policy_kwargs=kwargs)

@@ -82,7 +82,7 @@ class RP(GradientPPO):
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,
-            batch_size=critic_batch_size,
+            batch_size=n_steps,  # PPO's, of no use here
             gamma=gamma,
             gae_lambda=gae_lambda,
             normalize_advantage=False,
