@@ -46,6 +46,13 @@ NAMES = {
     "gippo-delay": "GI-PPO, gradients of the step before",
     "gippo-half": "GI-PPO, wrong sign in half the dimensions",
 }
+INTRODUCTION = """# Results
+
+Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `benchmarks/run.py` writes with the
+hyper-parameters in `hyperparams/`. *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of the
+stochastic policy during training. *Deterministic* is the mean return of 256 episodes of the final policy's means. Seconds are
+wall-clock on two shared CPU cores, one torch thread a run. {versions}.
+"""
 Runs = dict[tuple[str, str], list[dict[str, str]]]
 
 
@@ -130,15 +137,7 @@ def main() -> None:
     """Write the page."""
     runs = load()
     versions = sorted({row["versions"] for members in runs.values() for row in members})
-    lines = [
-        "# Results",
-        "",
-        "Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `benchmarks/run.py` writes; hyper-parameters",
-        "from `hyperparams/`. *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of",
-        "the stochastic policy during training. *Deterministic* is the mean return of 256 episodes of the final policy's means.",
-        f"Seconds are wall-clock on two shared CPU cores, one torch thread a run. {'; '.join(versions)}.",
-        "",
-    ]
+    lines = [INTRODUCTION.format(versions="; ".join(versions))]
     titles = {"functions": "Function optimisation", "context": "Functions of a context", "cartpole": "Cart-pole swing-up"}
     for suite, title in titles.items():
         env_ids = [env_id for env_id in SUITES[suite] if any(key[0] == env_id for key in runs)]
