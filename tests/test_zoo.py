@@ -239,9 +239,8 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_command_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["trian"])
-    assert "invalid choice: 'trian' (choose from train, enjoy" in capsys.readouterr().err.replace(
-        "'train', 'enjoy'", "train, enjoy"
-    )
+    error = capsys.readouterr().err
+    assert "invalid choice: 'trian'" in error and all(command in error for command in COMMANDS)
 
 
 def test_without_rl_zoo3_the_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
