@@ -63,8 +63,8 @@ class Manager(ExperimentManager):
 
 
 def base_of(algo: str) -> str:
-    """:return: the algorithm of rl_zoo3 that ``algo`` is, or derives from"""
-    return next((name for name, cls in ZOO_ALGORITHMS.items() if issubclass(ALGOS[algo], cls)), algo)
+    """:return: the algorithm of rl_zoo3 that ``algo`` is or derives from; PPO, if there is none"""
+    return next((name for name, cls in ZOO_ALGORITHMS.items() if issubclass(ALGOS[algo], cls)), "ppo")
 
 
 def hyperparams_file(algo: str, env_id: str, zoo_dir: Path) -> Path:
@@ -83,38 +83,40 @@ def hyperparams_file(algo: str, env_id: str, zoo_dir: Path) -> Path:
     return next((file for file in there if key in yaml.safe_load(file.read_text())), [*there, files[0]][0])
 
 
-def convert(base: str, params: dict[str, Any]) -> dict[str, Any]:
+def convert(algo: str, params: dict[str, Any]) -> dict[str, Any]:
     """
     Hyper-parameters from the parameters of an Optuna trial.
 
-    :param base: rl_zoo3's algorithm whose converter knows the others
+    :param algo: an algorithm of ours
     :param params: of the trial
-    :return: the algorithm's arguments
+    :return: those of the algorithm's arguments that the trial has drawn
     """
-    own = {key: params[key] for key in ("squash_actions", "log_std_init") if key in params}
-    hyperparams = HYPERPARAMS_CONVERTER[base]({key: value for key, value in params.items() if key not in own})
-    hyperparams["policy_kwargs"].update(own)
-    return hyperparams
+    policy = {key: params[key] for key in ("squash_actions", "log_std_init") if key in params}
+    others = {key: value for key, value in params.items() if key not in policy}
+    hyperparams = HYPERPARAMS_CONVERTER[base_of(algo)](others)
+    hyperparams["policy_kwargs"].update(policy)
+    arguments = inspect.signature(ALGOS[algo]).parameters
+    return {key: value for key, value in hyperparams.items() if key in arguments}
 
 
 def make_sampler(algo: str) -> Sampler:
     """:return: what rl_zoo3 samples an algorithm of ours with: the space of the one it derives from, and :data:`SEARCH`"""
-    base, names = base_of(algo), inspect.signature(ALGOS[algo]).parameters
+    sample_base, arguments = HYPERPARAMS_SAMPLER[base_of(algo)], inspect.signature(ALGOS[algo]).parameters
 
     def sample(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
         # Gradients flow through the window: it is shorter than PPO's. Optuna keeps the first space of a name, and warns.
         trial.suggest_int("n_steps_pow", 0 if n_envs > 1 else 1, 7)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Inconsistent parameter values", RuntimeWarning)
-            HYPERPARAMS_SAMPLER[base](trial, n_actions, n_envs, additional_args)
+            sample_base(trial, n_actions, n_envs, additional_args)
         for name, suggest in SEARCH.items():
-            if name in names:
+            if name in arguments:
                 suggest(trial)
         # The sampled policy replaces the file's: without these the file's own solution would not be in the space.
         trial.suggest_float("log_std_init", -2.0, 0.5)
         if n_actions > 0:
             trial.suggest_categorical("squash_actions", [False, True])
-        return convert(base, trial.params)
+        return convert(algo, trial.params)
 
     return sample
 
@@ -126,7 +128,7 @@ def register() -> None:
         if algo not in ZOO_ALGORITHMS:
             ALGOS[algo] = algorithm
             HYPERPARAMS_SAMPLER[algo] = make_sampler(algo)  # type: ignore[assignment]
-            HYPERPARAMS_CONVERTER[algo] = partial(convert, base_of(algo))
+            HYPERPARAMS_CONVERTER[algo] = partial(convert, algo)
     rl_zoo3.exp_manager.ExperimentManager = Manager  # type: ignore[misc]
     rl_zoo3.load_from_hub.download_from_hub = download_from_hub  # type: ignore[assignment]
     subprocess.call = call  # type: ignore[assignment]
