@@ -53,6 +53,7 @@ Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `be
 stochastic policy during training. *Deterministic* is the mean return of 256 episodes of the final policy's means.
 Seconds are wall-clock on two shared CPU cores, one torch thread a run. {versions}.
 """
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 Runs = dict[tuple[str, str], list[dict[str, str]]]
 
 
@@ -133,8 +134,22 @@ def figure(env_ids: list[str], algos: list[str], runs: Runs, path: Path) -> None
     plt.close(figure)
 
 
+def summary(runs: Runs) -> list[str]:
+    """:return: the lines of the README's table, best of GI-PPO, PPO and RP"""
+    lines = ["| | GI-PPO | PPO (SB3) | RP | the paper's GI-PPO | steps |", "|---|---|---|---|---|---|"]
+    for env_id in (env_id for suite in SUITES.values() for env_id in suite if (env_id, "gippo") in runs):
+        cells = []
+        for algo in ("gippo", "ppo", "rp"):
+            best = np.array([float(row["best"]) for row in runs.get((env_id, algo), [])])
+            cells.append(f"{best.mean():.3g} ± {best.std():.2g} ({len(best)})" if len(best) else "–")
+        reference = f"{PAPER[env_id][0]:g}" if env_id in PAPER else "–"
+        steps = int(runs[env_id, "gippo"][0]["steps"]) / 1000
+        lines.append(f"| `{env_id}` | {' | '.join(cells)} | {reference} | {steps:.0f} k |")
+    return lines
+
+
 def main() -> None:
-    """Write the page."""
+    """Write the page, and the table in the README."""
     runs = load()
     versions = sorted({row["versions"] for members in runs.values() for row in members})
     lines = [INTRODUCTION.format(versions="; ".join(versions))]
@@ -149,6 +164,9 @@ def main() -> None:
         for env_id in env_ids:
             lines += table(env_id, runs)
     (DOCS / "results.md").write_text("\n".join(lines))
+    readme = DOCS.parent / "README.md"
+    before, _, after = readme.read_text().partition(BEGIN)
+    readme.write_text("\n".join([before + BEGIN, *summary(runs), END + after.partition(END)[2]]))
 
 
 if __name__ == "__main__":
