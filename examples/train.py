@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import ProgressBarCallback
 from sb3_gippo.experiment import CurveCallback, make_model
 
 ENV_ID = "DeJong-v0"
+STEPS = 50_000
 FOLDER = Path("runs") / ENV_ID
 
 FOLDER.mkdir(parents=True, exist_ok=True)
@@ -18,12 +19,12 @@ figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
 lines = []
 for algo, name in (("gippo", "GI-PPO"), ("ppo", "PPO")):
     print(f"Training {name} on {ENV_ID}")
-    model, steps = make_model(algo, ENV_ID, seed=1)
+    model, _ = make_model(algo, ENV_ID, seed=1)
     curve = CurveCallback()
-    model.learn(steps, callback=[curve, ProgressBarCallback()])
+    model.learn(STEPS, callback=[curve, ProgressBarCallback()])
     model.save(FOLDER / algo)
     axes.plot(curve.steps, [-value for value in curve.returns], label=name)
-    lines.append(f"{name:6} best mean return {max(curve.returns):.2e} after {steps} steps, {curve.seconds[-1]:.0f} s")
+    lines.append(f"{name:6} best mean return {max(curve.returns):.2e} after {STEPS} steps, {curve.seconds[-1]:.0f} s")
 
 axes.set(yscale="log", xlabel="environment steps", ylabel="minus mean return of the last 100 episodes", title=ENV_ID)
 axes.legend()
