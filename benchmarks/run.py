@@ -1,6 +1,6 @@
-"""Train algorithms on environments over seeds and append one row a run to a csv; runs that are there already are skipped.
+"""Train variants of algorithms on environments over seeds and append one row a run to a csv; runs that are there are skipped.
 
-python benchmarks/run.py --envs DeJong-v0 --algos gippo ppo --seeds 1001 1101 --jobs 2
+python benchmarks/run.py --suite functions --algos gippo ppo --seeds 1000 1100 --jobs 2
 """
 
 from __future__ import annotations
@@ -10,19 +10,55 @@ import csv
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("env", "algo", "seed", "steps", "best", "last", "evaluation", "seconds", "versions", "curve")
-# Options of the hyper-parameter file that a variant replaces, and the algorithm it belongs to.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gippo": ("gippo", {}),
-    "ppo": ("ppo", {}),
-    "gippo-published": ("gippo", {"alpha_solver": "adam", "alpha": 1e-5, "alpha_iterations": 16, "alpha_learning_rate": 1e-3}),
-}
 CURVE_POINTS = 200
+
+SUITES: dict[str, list[str]] = {
+    "functions": ["DeJong-v0", "DeJong64-v0", "Ackley-v0", "Ackley64-v0"],
+    "context": ["DeJongContext-v0", "AckleyContext-v0"],
+    "cartpole": ["CartPoleSwingUp-v0"],
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An algorithm, and what it does differently from its entry in the hyper-parameter file."""
+
+    algo: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    corruption: dict[str, Any] = field(default_factory=dict)
+
+
+# α is held at a value that moves nothing: PPO within the same trust regions.
+NO_ALPHA = {"alpha": 1e-6, "max_alpha": 1e-6}
+VARIANTS: dict[str, Variant] = {
+    "gippo": Variant("gippo"),
+    "ppo": Variant("ppo"),
+    "rp": Variant("rp"),
+    "ppo-kl": Variant("gippo", NO_ALPHA),
+    "gippo-published": Variant(
+        "gippo", {"alpha_solver": "adam", "alpha": 1e-5, "alpha_iterations": 16, "alpha_learning_rate": 1e-3}
+    ),
+    "gippo-in-phase": Variant("gippo", env_kwargs={"stagger": False}),
+    "ppo-in-phase": Variant("ppo", env_kwargs={"stagger": False}),
+    "rp-in-phase": Variant("rp", env_kwargs={"stagger": False}),
+    "gippo-no-ppo": Variant("gippo", {"learning_rate": 1e-12}),
+    "gippo-gae-lambda": Variant("gippo", {"action_gradient_lambda": None}),
+    "gippo-one-window": Variant("gippo", {"critic_windows": 1}),
+    "gippo-noise": Variant("gippo", corruption={"scale": 0.0, "noise": 1.0}),
+    "gippo-bias": Variant("gippo", corruption={"bias": 3.0}),
+    "gippo-flip": Variant("gippo", corruption={"scale": -1.0}),
+    "gippo-zero": Variant("gippo", corruption={"scale": 0.0}),
+    "gippo-delay": Variant("gippo", corruption={"delay": 1}),
+    "gippo-half": Variant("gippo", corruption={"scale": -1.0, "dimensions": (0, 1)}),
+}
 
 
 def run(env_id: str, algo: str, seed: int) -> dict[str, Any]:
@@ -39,8 +75,10 @@ def run(env_id: str, algo: str, seed: int) -> dict[str, Any]:
     from sb3_gippo.experiment import CurveCallback, make_model
 
     th.set_num_threads(1)
-    name, overrides = VARIANTS[algo]
-    model, steps = make_model(name, env_id, seed, **overrides)
+    variant = VARIANTS[algo]
+    model, steps = make_model(
+        variant.algo, env_id, seed, env_kwargs=variant.env_kwargs, corruption=variant.corruption, **variant.overrides
+    )
     curve = CurveCallback()
     model.learn(steps, callback=curve)
     normalize = model.get_vec_normalize_env()
@@ -72,17 +110,20 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def main() -> None:
     """Run what is not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--envs", nargs="+", required=True)
-    parser.add_argument("--algos", nargs="+", required=True, choices=list(VARIANTS))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--suite", choices=list(SUITES))
+    chosen.add_argument("--envs", nargs="+")
+    parser.add_argument("--algos", nargs="+", required=True, choices=list(VARIANTS), metavar="ALGO", help=", ".join(VARIANTS))
     # SB3 seeds environment i with seed + i: seeds lie further apart than there are environments.
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1000, 1100, 1200, 1300, 1400])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[2000, 2100, 2200, 2300, 2400])
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=RESULTS / "training.csv")
     args = parser.parse_args()
+    envs = args.envs or SUITES[args.suite]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     there = {(row["env"], row["algo"], int(row["seed"])) for row in read(args.out)}
-    todo = [(env, algo, seed) for seed in args.seeds for env in args.envs for algo in args.algos]
+    todo = [(env, algo, seed) for seed in args.seeds for env in envs for algo in args.algos]
     todo = [job for job in todo if job not in there]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(run, *job): job for job in todo}

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
@@ -138,20 +137,6 @@ def test_advantages_that_overflow_stop_training_before_the_parameters_take_them(
     with pytest.raises(ValueError, match=r"advantages of environment 2 are not finite: .* Scale them"):
         model.learn(1000)
     assert_finite(model)
-
-
-@pytest.mark.parametrize("raises", [False, True])
-def test_a_ppo_update_that_breaks_is_undone(raises: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch finds out in the next minibatch, if there is one."""
-
-    def broken(model: PPO) -> None:
-        next(model.policy.parameters()).data.fill_(np.nan)
-        if raises:
-            model.policy.get_distribution(th.zeros(1, 3))
-
-    monkeypatch.setattr(PPO, "train", broken)
-    _, logged = train(graph())
-    assert logged["train/ppo_step_undone"] == 1
 
 
 def test_a_simulation_that_breaks_down_may_end_its_episode() -> None:

@@ -252,3 +252,23 @@ def test_dense_and_graph_train_the_same_policy(normalize: bool) -> None:
         assert moved > 1e-3
         # SB3 keeps rewards, values and advantages in float32, which doubles a rounding now and then.
         assert (value - graph.policy.state_dict()[name]).abs().max() < 1e-5 * moved, name
+
+
+def test_staggered_environments_run_out_of_phase_and_report_whole_episodes_only() -> None:
+    env = make_vec_env("CartPoleSwingUp-v0", 4, seed=0, env_kwargs={"stagger": True})
+    env.reset()
+    ends: list[list[int]] = [[] for _ in range(4)]
+    episodes = 0
+    for step in range(1, 500):
+        _, _, dones, infos = env.step(np.zeros((4, 1), dtype=np.float32))
+        for index in np.flatnonzero(dones):
+            ends[index].append(step)
+            assert infos[index]["TimeLimit.truncated"]
+            whole = len(ends[index]) > 1 or index == 0
+            assert ("episode" in infos[index]) == whole
+            if whole:
+                assert infos[index]["episode"]["l"] == 240
+                episodes += 1
+    assert ends == [[240, 480], [180, 420], [120, 360], [60, 300]] and episodes == 5
+    with pytest.raises(ValueError, match="max_episode_steps"):
+        make_vec_env("DeJong-v0", 4, env_kwargs={"stagger": True})

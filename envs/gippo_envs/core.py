@@ -19,6 +19,8 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+TORCH_DTYPES = {"float32": th.float32, "float64": th.float64}
+
 
 class FunctionalEnv(ABC):
     """
@@ -75,7 +77,7 @@ class FunctionalEnv(ABC):
     @property
     def torch_dtype(self) -> th.dtype:
         """:return: the torch type of :attr:`dtype`"""
-        return _torch_dtype(self.dtype)
+        return TORCH_DTYPES[self.dtype]
 
     @property
     def action_dim(self) -> int:
@@ -83,15 +85,13 @@ class FunctionalEnv(ABC):
         return int(np.prod(self.action_space.shape))
 
     def box(self, low: float, high: float, size: int) -> spaces.Box:
-        """:return: a Box (size,) of this problem's type"""
+        """
+        :return: a Box (size,) of this problem's type
+        :raises ValueError: if :attr:`dtype` is another than those two
+        """
+        if self.dtype not in TORCH_DTYPES:
+            raise ValueError(f"dtype must be one of {list(TORCH_DTYPES)}, not {self.dtype!r}.")
         return spaces.Box(low, high, (size,), dtype=np.dtype(self.dtype).type)
-
-
-def _torch_dtype(name: str) -> th.dtype:
-    types = {"float32": th.float32, "float64": th.float64}
-    if name not in types:
-        raise ValueError(f"dtype must be one of {sorted(types)}, not {name!r}.")
-    return types[name]
 
 
 class Transition(NamedTuple):

@@ -79,9 +79,8 @@ class Ackley(Function):
         at_cusp = square == 0
         # The square root is kept away from 0: its infinite slope times the square's 0 would be NaN.
         radius = th.where(at_cusp, square, th.where(at_cusp, 1.0, square).sqrt())
-        waves = (2 * math.pi * x).cos().mean(1)
-        # expm1 keeps the digits that 20 - 20·exp(...) would lose near the minimum.
-        return -20 * th.expm1(-0.2 * radius) - math.e * th.expm1(waves - 1)
+        # cos 2y = 1 - 2 sin² y and expm1 keep the digits that differences of numbers near 1 would lose near the minimum.
+        return -20 * th.expm1(-0.2 * radius) - math.e * th.expm1(-2 * (math.pi * x).sin().square().mean(1))
 
 
 @dataclass
@@ -104,7 +103,7 @@ class Rastrigin(Function):
     bound: ClassVar[float] = 5.12
 
     def value(self, x: th.Tensor) -> th.Tensor:
-        return (x.square() + 10 * (1 - (2 * math.pi * x).cos())).sum(1)
+        return (x.square() + 20 * (math.pi * x).sin().square()).sum(1)  # 1 - cos 2y = 2 sin² y, without the loss of digits
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_obs_shape
 
-from sb3_gippo.common.gradients import StepGradient
+from sb3_gippo.common.gradients import GradientChannelError, StepGradient
 
 
 @dataclass
@@ -71,8 +71,18 @@ class GradientRolloutBuffer(RolloutBuffer):
         observation_scale: np.ndarray,
         reward_scale: np.ndarray,
     ) -> None:
-        """Keep the gradient of the step that :meth:`add` is about to store. Shapes: (n_envs, ...), see the attributes."""
+        """
+        Keep the gradient of the step that :meth:`add` is about to store. Shapes: (n_envs, ...), see the attributes.
+
+        :raises GradientChannelError: if the state is of another size than in the step before
+        """
         step = self.pos
+        if step > 0 and step_gradient.state_size != self.step_gradients[-1].state_size:
+            raise GradientChannelError(
+                f"The state behind the gradients changed its size from {self.step_gradients[-1].state_size} to "
+                f"{step_gradient.state_size} in step {step} of the window: it must keep its size, over environments and over "
+                "steps (where all derivatives by it vanish, send zeros)."
+            )
         self.step_gradients.append(step_gradient)
         self.next_observations[step] = next_observations
         self.bootstrap[step] = bootstrap

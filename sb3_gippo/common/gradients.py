@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 
 class GradientChannelError(ValueError):
@@ -21,6 +22,10 @@ class StepGradient(Protocol):
     ``action`` (n_envs, m), ``observation`` (n_envs, k) and ``reward`` (n_envs,) are the integrity check: they must be what
     the algorithm sent and what came back.
     """
+
+    @property
+    def state_size(self) -> int:
+        """:return: n"""
 
     action: np.ndarray
     observation: np.ndarray
@@ -40,7 +45,21 @@ class StepGradient(Protocol):
         """
 
 
+def offered_step_gradient(env: VecEnv) -> StepGradient | None:
+    """
+    :param env: a stack of VecEnvs
+    :return: the ``step_gradient`` of its outermost layer that has one; ``None`` where gradients come in the infos, or not
+    """
+    layer = env
+    while True:
+        found: StepGradient | None = vars(layer).get("step_gradient")
+        if found is not None or not isinstance(layer, VecEnvWrapper):
+            return found
+        layer = layer.venv
+
+
 KEYS = ("state_state", "state_action", "obs_state", "obs_action", "reward_state", "reward_action")
+TAKEN_AT = ("action", "obs", "reward")
 
 
 @dataclass
@@ -78,7 +97,7 @@ class DenseStepGradient:
                     f'Environment {index} returned no info["grad"] while another one did: every environment must offer '
                     "the gradient channel in every step, or none (then GIPPO is PPO)."
                 )
-            grads.append(info["grad"])
+            grads.append(_arrays(index, info["grad"]))
         size = _state_size(grads)
         shapes = {
             "state_state": (size, size),
@@ -137,6 +156,10 @@ class GraphStepGradient:
     observation: np.ndarray
     reward: np.ndarray
 
+    @property
+    def state_size(self) -> int:
+        return self.inputs[0].shape[1]
+
     @classmethod
     def from_transition(cls, transition: Any) -> GraphStepGradient:
         """:param transition: a :class:`gippo_envs.Transition` made with gradients on"""
@@ -163,21 +186,41 @@ class GraphStepGradient:
         return state_bar.to(next_obs_bar.dtype), action_bar.to(next_obs_bar.dtype)
 
 
-def _state_size(grads: Sequence[dict[str, Any]]) -> int:
-    sizes = set()
-    for grad in grads:
-        for key in ("state_state", "state_action"):
-            if key in grad:
-                sizes.add(np.shape(grad[key])[0] if np.ndim(grad[key]) else 0)
-    if len(sizes) > 1:
+def _arrays(index: int, grad: Any) -> dict[str, np.ndarray]:
+    """What the channel knows of the ``info["grad"]`` of environment ``index``, as arrays of numbers."""
+    if not isinstance(grad, Mapping):
+        raise GradientChannelError(f'info["grad"] of environment {index} is a {type(grad).__name__}, not a dict of arrays.')
+    arrays = {}
+    for key in (*KEYS, *TAKEN_AT):
+        if key not in grad:
+            continue
+        try:
+            array = np.asarray(grad[key])
+        except ValueError:  # rows of different lengths
+            array = np.array(None)
+        if array.dtype.kind not in "fiu":
+            raise GradientChannelError(f'info["grad"][{key!r}] of environment {index} is not an array of numbers.')
+        arrays[key] = array
+    return arrays
+
+
+def _state_size(grads: Sequence[dict[str, np.ndarray]]) -> int:
+    axes = {"state_state": 0, "state_action": 0, "obs_state": 1, "reward_state": 0}
+    found: dict[int, str] = {}
+    for index, grad in enumerate(grads):
+        for key, axis in axes.items():
+            if key in grad and grad[key].ndim > axis:
+                found.setdefault(grad[key].shape[axis], f"{key!r} of environment {index}")
+    if len(found) > 1:
+        (size, where), (other, elsewhere) = list(found.items())[:2]
         raise GradientChannelError(
-            f"The environments' states have different sizes, {sorted(sizes)}: the state behind the gradients "
-            "must keep its size, over environments and over steps."
+            f'info["grad"] speaks of a state of size {size} in {where} but of size {other} in {elsewhere}: '
+            "the state behind the gradients must keep its size, over environments and over steps."
         )
-    return sizes.pop() if sizes else 0
+    return next(iter(found), 0)
 
 
-def _stack(grads: Sequence[dict[str, Any]], key: str, shape: tuple[int, ...], required: bool = False) -> np.ndarray:
+def _stack(grads: Sequence[dict[str, np.ndarray]], key: str, shape: tuple[int, ...], required: bool = False) -> np.ndarray:
     rows = []
     for index, grad in enumerate(grads):
         if key not in grad:
@@ -188,11 +231,8 @@ def _stack(grads: Sequence[dict[str, Any]], key: str, shape: tuple[int, ...], re
                 )
             rows.append(np.zeros(shape, dtype=np.float32))
             continue
-        row = np.asarray(grad[key])
-        if row.dtype.kind not in "fiu":
-            raise GradientChannelError(f'info["grad"][{key!r}] of environment {index} is not an array of numbers.')
         # Actions and observations may have any shape in their Box; the channel is about the flattened ones.
-        row = row.reshape(-1) if required and shape else row
+        row = grad[key].reshape(-1) if required and shape else grad[key]
         if row.shape != shape:
             raise GradientChannelError(
                 f'info["grad"][{key!r}] of environment {index} has shape {row.shape} where {shape} is needed.'

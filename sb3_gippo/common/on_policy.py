@@ -68,7 +68,7 @@ class GradientPPO(PPO):
             self.critic_memory = CriticMemory(self.critic_windows)
         if self.target_critic_tau is not None:
             self.target_critic = copy.deepcopy(self.policy)
-        if self._uses_gradients():
+        if self._unsupported() is None:
             self._setup_optimizers()
 
     def _check_hyperparameters(self) -> None:
@@ -88,18 +88,18 @@ class GradientPPO(PPO):
         )
 
     def _setup_optimizers(self) -> None:
-        """Put the optimizers on the policy, so that they are saved and loaded with its parameters."""
+        """
+        Put the optimizers on the policy, so that they are saved and loaded with its parameters. They are the same whether
+        gradients are wanted or not, which may be changed when a model is loaded.
+        """
         self._actor = actor_parameters(self.policy)
         actor = [*self._actor.mean, *self._actor.std]
         rest = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
         self.policy.critic_optimizer = th.optim.Adam(rest, eps=1e-5)  # type: ignore[assignment]
 
-    def _uses_gradients(self) -> bool:
-        return self._wants_gradients() and self._unsupported() is None
-
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        if self._uses_gradients():
+        if self._unsupported() is None:
             state_dicts = [*state_dicts, "policy.critic_optimizer"]
         if self.target_critic is not None:
             state_dicts = [*state_dicts, "target_critic"]
@@ -136,7 +136,7 @@ class GradientPPO(PPO):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         assert self.env is not None, "This model has no environment: give it one by `set_env`, or by `load(..., env=env)`."
-        if self._uses_gradients() and self.env.has_attr("set_differentiable"):
+        if self._wants_gradients() and self._unsupported() is None and self.env.has_attr("set_differentiable"):
             self.env.env_method("set_differentiable", True)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 

@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_gippo.common.buffers import GradientRolloutBuffer
-from sb3_gippo.common.gradients import DenseStepGradient, GradientChannelError, StepGradient
+from sb3_gippo.common.gradients import DenseStepGradient, GradientChannelError, StepGradient, offered_step_gradient
 from sb3_gippo.common.transforms import action_derivative, observation_derivative, reward_derivative
 
 
@@ -37,7 +37,6 @@ class GradientTap(BaseCallback):
     def _on_step(self) -> bool:
         env: VecEnv = self.locals["env"]
         infos: list[dict[str, Any]] = self.locals["infos"]
-        base = env.unwrapped
         n_envs, buffer = env.num_envs, self.rollout_buffer
         normalize = unwrap_vec_normalize(env)
         dones, rewards = self.locals["dones"], self.locals["rewards"]
@@ -47,11 +46,16 @@ class GradientTap(BaseCallback):
             observations[index] = infos[index]["terminal_observation"]
             bootstrap[index] = infos[index].get("TimeLimit.truncated", False)
         check_finite(rewards, self.locals["new_obs"], observations, bootstrap, normalize)
-        step_gradient: StepGradient | None = getattr(base, "step_gradient", None)
+        step_gradient = offered_step_gradient(env)
         offered = step_gradient is not None or any("grad" in info for info in infos)
         if self.has_channel is None:
             self.has_channel = offered
         if not self.has_channel:
+            if offered:
+                raise GradientChannelError(
+                    "The environments returned no gradients in the first steps of the window and do now: every environment "
+                    "must offer the gradient channel in every step, or none (then GIPPO is PPO)."
+                )
             return True
         seen = observations.reshape(n_envs, -1)
         if step_gradient is None:
@@ -74,7 +78,7 @@ REMEDIES = {
         "RescaleAction, ClipAction, a repeated or delayed action",
         "leave actions to the policy, which clips them to the action space or squashes them (squash_actions=True)",
     ),
-    "obs": ("TransformObservation, NormalizeObservation, stacked frames", "use VecNormalize for observations"),
+    "obs": ("TransformObservation, NormalizeObservation, VecFrameStack", "use VecNormalize for observations"),
     "reward": ("TransformReward, NormalizeReward, skipped frames", "use VecNormalize for rewards"),
 }
 """by what was changed: wrappers that do so, and what GIPPO can follow"""

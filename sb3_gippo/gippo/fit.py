@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_gippo.common.optimizers import restore, snapshot
 from sb3_gippo.gippo.policies import LOG_STD_MIN
 
 MIN_LEARNING_RATE = 1e-5
@@ -93,22 +93,6 @@ class AdamFit:
             learning_rate = max(learning_rate / self.REDUCTION, min(MIN_LEARNING_RATE, learning_rate))
         self.optimizer.zero_grad()
         return 1.0, learning_rate
-
-
-Snapshot = tuple[list[th.Tensor], dict]
-
-
-def snapshot(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer) -> Snapshot:
-    """:return: copies of the parameters and of the optimizer's state, for :func:`restore`"""
-    return [p.detach().clone() for p in parameters], copy.deepcopy(optimizer.state_dict())
-
-
-def restore(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer, before: Snapshot) -> None:
-    """Put parameters and optimizer back to a :func:`snapshot`, which can be used again."""
-    with th.no_grad():
-        for parameter, old in zip(parameters, before[0]):
-            parameter.copy_(old)
-    optimizer.load_state_dict(copy.deepcopy(before[1]))
 
 
 def clamp_log_std(policy: ActorCriticPolicy) -> None:

@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
 from sb3_gippo.common.on_policy import GradientPPO
+from sb3_gippo.common.optimizers import leaving_out_nonfinite_steps
 from sb3_gippo.gippo.alpha import (
     AgreementController,
     AlphaController,
@@ -24,9 +25,9 @@ from sb3_gippo.gippo.alpha import (
     log_prob,
     virtual_log_prob,
 )
-from sb3_gippo.gippo.fit import AdamFit, clamp_log_std, restore, snapshot
+from sb3_gippo.gippo.fit import AdamFit, clamp_log_std
 from sb3_gippo.gippo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_gippo.gippo.trust_region import Gaussian, TrustRegion, fit_displacement, natural_displacement, pull_back
+from sb3_gippo.gippo.trust_region import Gaussian, TrustRegion, fit_displacement, natural_displacement, pull_back, std_freedom
 
 CONTROLLERS: dict[str, Any] = {"trust_region": AgreementController, "adam": PublishedController}
 """control of α by solver"""
@@ -240,11 +241,9 @@ class GIPPO(GradientPPO):
     def _setup_optimizers(self) -> None:
         super()._setup_optimizers()
         actor = [*self._actor.mean, *self._actor.std]
-        if self.alpha_solver == "adam":
-            self.policy.alpha_optimizer = th.optim.Adam(actor, lr=1e-3, betas=(0.7, 0.95))  # type: ignore[assignment]
-            return
         # The published moments average three batches; environments in phase need the memory of an episode.
-        self.policy.alpha_optimizer = th.optim.Adam(self._actor.mean, lr=1e-3, betas=(0.9, 0.99))  # type: ignore[assignment]
+        betas = (0.7, 0.95) if self.alpha_solver == "adam" else (0.9, 0.99)
+        self.policy.alpha_optimizer = th.optim.Adam(actor, lr=1e-3, betas=betas)  # type: ignore[assignment]
         # Mean and σ have learning rates of their own in the PPO step.
         rest = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
         groups = [{"params": group} for group in (self._actor.mean, self._actor.std, rest)]
@@ -331,7 +330,10 @@ class GIPPO(GradientPPO):
         return loss_ratio if loss_ratio < 1 else None
 
     def _trust_region_fit(self, alpha: float, batch: GradientBatch, old: Gaussian, whitened: th.Tensor) -> float | None:
-        assert self.trust_region is not None
+        region = self.trust_region
+        assert region is not None
+        region.update_std_freedom(std_freedom(self._last_layer(batch.observations), batch.noise, whitened))
+        self.logger.record("train/std_freedom", region.std_freedom)
         kl, std_kl = (alpha**2 * budget for budget in self._budgets)
         remaining = max(self._current_progress_remaining, 0.0)
         return fit_displacement(
@@ -342,45 +344,45 @@ class GIPPO(GradientPPO):
             batch.noise,
             natural_displacement(whitened, kl),
             (kl, std_kl),
-            self.trust_region.fit,
+            region.fit,
             self._alpha_lr_schedule(self._current_progress_remaining) * remaining,
             self.alpha_iterations,
             self.max_grad_norm,
+            region.trusted_std_freedom(alpha),
         )
 
-    def _ppo_step(self, batch: GradientBatch) -> None:
-        """PPO's update, undone if it is not finite."""
-        parameters, optimizer = list(self.policy.parameters()), self.policy.optimizer
-        before = snapshot(parameters, optimizer)
-        try:
-            self._bounded_ppo_update(batch)
-        except ValueError:
-            # torch refuses a distribution that is not finite: the update may have broken in its middle.
-            if all(parameter.isfinite().all() for parameter in parameters):
-                raise
-        clamp_log_std(self.policy)
-        if not all(parameter.isfinite().all() for parameter in parameters):
-            # With σ tiny a ratio may overflow in the PPO step; the α-step alone is kept.
-            restore(parameters, optimizer, before)
-            self.logger.record("train/ppo_step_undone", 1)
+    def _last_layer(self, observations: th.Tensor) -> th.Tensor:
+        """:return: what the mean's last linear layer receives, (n, p)"""
+        inputs: list[th.Tensor] = []
+        hook = self.policy.action_net.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        with th.no_grad():
+            self.gaussian(observations)
+        hook.remove()
+        return inputs[0]
 
-    def _bounded_ppo_update(self, batch: GradientBatch) -> None:
-        """PPO's update, held within its share of the trust region."""
+    def _ppo_step(self, batch: GradientBatch) -> None:
+        """PPO's update, held within its share of the trust region; minibatches whose gradient is not finite are left out."""
         region = self.trust_region
         if region is None:
-            return super().train()
-        assert self.alpha_controller is not None
-        with th.no_grad():
-            start = self.gaussian(batch.observations)
-        values = [[p.detach().clone() for p in group] for group in self._actor]
-        super().train()
-        self.policy.set_training_mode(False)
-        budgets = region.ppo_budgets(*self._budgets, self.alpha_controller.alpha)
-        made = pull_back(lambda: self.gaussian(batch.observations), start, self._actor, values, budgets)
-        for rate, kl, budget in zip((region.ppo_mean, region.ppo_std), made, budgets):
-            rate.update(kl, budget)
-        self.logger.record("train/ppo_kl_mean", made[0])
-        self.logger.record("train/ppo_kl_std", made[1])
+            self._finite_ppo_update()
+        else:
+            assert self.alpha_controller is not None
+            with th.no_grad():
+                start = self.gaussian(batch.observations)
+            values = [[p.detach().clone() for p in group] for group in self._actor]
+            self._finite_ppo_update()
+            self.policy.set_training_mode(False)
+            budgets = region.ppo_budgets(*self._budgets, self.alpha_controller.alpha)
+            made = pull_back(lambda: self.gaussian(batch.observations), start, self._actor, values, budgets)
+            for rate, kl, budget in zip((region.ppo_mean, region.ppo_std), made, budgets):
+                rate.update(kl, budget)
+            self.logger.record("train/ppo_kl_mean", made[0])
+            self.logger.record("train/ppo_kl_std", made[1])
+        clamp_log_std(self.policy)
+
+    def _finite_ppo_update(self) -> None:
+        with leaving_out_nonfinite_steps(self.policy.optimizer):
+            super().train()
 
     def _log_alpha_step(self, alpha: float, loss_ratio: float | None, decision: str, diagnostics: Diagnostics | None) -> None:
         self.logger.record("train/alpha", alpha)
@@ -408,4 +410,4 @@ class GIPPO(GradientPPO):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        return [*state_dicts, *(["policy.alpha_optimizer"] if self._uses_gradients() else [])], variables
+        return [*state_dicts, *(["policy.alpha_optimizer"] if self._unsupported() is None else [])], variables

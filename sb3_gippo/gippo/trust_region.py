@@ -12,10 +12,15 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_gippo.common.actor import ActorParameters
-from sb3_gippo.gippo.fit import clamp_log_std, restore, snapshot
+from sb3_gippo.common.optimizers import restore, snapshot
+from sb3_gippo.gippo.fit import clamp_log_std
 
 ROW_LIMIT = 3.0
 """longest row of the action gradients, in mean rows"""
+
+ARRIVED = 1 / 3
+"""distance of a mean from its optimum, in σ, as far as its last layer explains it (the real one is longer: measured, σ is too
+small for the mean's last steps if it may shrink within 1 σ)"""
 
 Gaussian = tuple[th.Tensor, th.Tensor]
 """mean and standard deviation, (n, action_dim) each"""
@@ -70,16 +75,26 @@ class TrustRegion:
 
     Good gradients leave PPO a small share of the budget for the mean; where they are not trusted (α small), PPO has it all.
 
+    σ may follow its gradient only as far as the mean has arrived (:func:`std_freedom`): shrinking around a mean that is still
+    on its way, it would bound that mean's steps ever more tightly.
+
     :ivar fit: rate of the α-policy's fit
     :ivar ppo_mean: rate of the PPO step for the parameters of the mean
     :ivar ppo_std: the same for those of σ
+    :ivar std_freedom: running mean of how free σ is, 0 (held) to 1
     """
 
     PPO_SHARE: ClassVar[float] = 0.05
+    MEMORY: ClassVar[float] = 0.8
 
     fit: AdaptiveRate = field(default_factory=AdaptiveRate)
     ppo_mean: AdaptiveRate = field(default_factory=AdaptiveRate)
     ppo_std: AdaptiveRate = field(default_factory=AdaptiveRate)
+    std_freedom: float = field(default=1.0)
+
+    def update_std_freedom(self, freedom: float) -> None:
+        """:param freedom: of this batch, :func:`std_freedom`"""
+        self.std_freedom = self.MEMORY * self.std_freedom + (1 - self.MEMORY) * freedom
 
     def ppo_budgets(self, kl: float, std_kl: float, alpha: float) -> tuple[float, float]:
         """
@@ -89,7 +104,11 @@ class TrustRegion:
         :return: what the PPO step may use of them
         """
         share = max(self.PPO_SHARE, 1 - alpha**2)
-        return share * kl, share * std_kl
+        return share * kl, share * self.trusted_std_freedom(alpha) ** 2 * std_kl
+
+    def trusted_std_freedom(self, alpha: float) -> float:
+        """:return: :attr:`std_freedom` as far as the gradients that tell it are trusted: 1 for α = 0"""
+        return 1 - min(alpha, 1.0) * (1 - self.std_freedom)
 
 
 def pull_back(
@@ -160,11 +179,13 @@ def fit_displacement(
     learning_rate: float,
     n_iterations: int,
     max_grad_norm: float,
+    freedom: float,
 ) -> float | None:
     """
-    Move the actor by a displacement of its actions, a regression of it on the noise: the mean takes the part that does not
-    depend on the noise, by a few steps of an Adam whose moments persist, and log σ the slope, in closed form,
-    ½ E[ε · displacement] (½ is the ratio of the Fisher informations of mean and log σ). Both stay within their budgets.
+    Move the actor by a displacement of its actions, a regression of it on the noise: log σ takes the slope, in closed form,
+    ½ E[ε · displacement] (½ is the ratio of the Fisher informations of mean and log σ), and the mean what is left without
+    it (for a quadratic advantage free of the noise), by a few steps of an Adam whose moments persist. Both stay within their
+    budgets.
 
     :param policy: with its ``alpha_optimizer`` over the mean's parameters
     :param actor: its parameters
@@ -177,6 +198,7 @@ def fit_displacement(
     :param learning_rate: nominal
     :param n_iterations: Adam steps
     :param max_grad_norm: gradient clipping
+    :param freedom: how far σ may shrink, 0 to 1
     :return: final loss over initial loss; ``None`` if the step was undone because it was not finite
     """
     optimizer: th.optim.Optimizer = policy.alpha_optimizer  # type: ignore[assignment]
@@ -184,10 +206,12 @@ def fit_displacement(
         group["lr"] = learning_rate * rate.scale
     parameters = [*actor.mean, *actor.std]
     before = snapshot(parameters, optimizer)
+    slope = (noise * displacement).mean(0)
+    mean_displacement = displacement - slope * noise
     initial, loss, kl = math.nan, math.nan, 0.0
     for iteration in range(n_iterations + 1):
         moved = (gaussian()[0] - old[0]) / old[1]
-        objective = (moved - displacement).square().sum(1).mean()
+        objective = (moved - mean_displacement).square().sum(1).mean()
         loss, kl = objective.item(), 0.5 * moved.detach().square().sum(1).mean().item()
         initial = loss if iteration == 0 else initial
         if iteration == n_iterations or kl > 0.8 * budgets[0]:
@@ -206,10 +230,54 @@ def fit_displacement(
     # A fit that has all but reached its target needs no larger rate to use up the budget.
     if kl > budgets[0] or ratio > 0.3:
         rate.update(kl, budgets[0])
-    shift = 0.5 * (noise * displacement).mean(0)
+    shift = 0.5 * slope
+    shift = shift.where(shift > 0, freedom * shift)
     squared = shift.square().sum().item()
     shift_log_std(policy, shift * min(1.0, math.sqrt(budgets[1] / squared)) if squared > 0 else shift)
     return ratio
+
+
+def explained_power(features: th.Tensor, targets: th.Tensor) -> float:
+    """
+    Mean square of what a linear regression on the features explains of the targets, less what it would explain of noise
+    (the correction of the adjusted R²).
+
+    :param features: (n, p); a constant is added to them
+    :param targets: (n, d)
+    :return: per row, summed over d; not negative
+    """
+    n, targets = len(features), targets.double()
+    design = th.cat([features, features.new_ones(n, 1)], dim=1).double()
+    eigenvalues, vectors = th.linalg.eigh(design.T @ design)
+    kept = eigenvalues > 1e-6 * eigenvalues[-1]
+    rank = int(kept.sum())
+    basis = design @ vectors[:, kept] / eigenvalues[kept].sqrt()
+    total = targets.square().sum().item()
+    explained = (basis.T @ targets).square().sum().item()
+    if rank < n:
+        explained -= rank / (n - rank) * (total - explained)
+    return max(0.0, explained / n)
+
+
+def std_freedom(features: th.Tensor, noise: th.Tensor, whitened: th.Tensor) -> float:
+    """
+    How far σ may follow its gradient: fully while the mean is within :data:`ARRIVED` of its optimum, not at all beyond twice
+    that.
+
+    For a quadratic advantage with its optimum at μ* the whitened gradient σ g is c (ε + (μ - μ*)/σ) with the whitened
+    curvature c: its regression on ε gives c, and what the features explain of the rest gives the distance.
+
+    :param features: the actor's last layer (n, p), what the mean can follow
+    :param noise: ε (n, action_dim)
+    :param whitened: σ g (n, action_dim)
+    :return: 2 - distance / :data:`ARRIVED`, between 0 and 1
+    """
+    curvature = (whitened * noise).mean(0)
+    power = curvature.double().square().sum().item()
+    if not (math.isfinite(power) and power > 0):
+        return 0.0
+    distance = math.sqrt(explained_power(features, whitened - curvature * noise) / power)
+    return min(max(2 - distance / ARRIVED, 0.0), 1.0)
 
 
 def shift_log_std(policy: ActorCriticPolicy, shift: th.Tensor) -> None:

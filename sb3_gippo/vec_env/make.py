@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from gippo_envs import BatchedEnv
 from sb3_gippo.vec_env.torch_vec_env import TorchVecEnv
+
+BATCHED = "gippo_envs.core:BatchedEnv"
+"""where an environment of ``gippo_envs`` has its batched form"""
 
 
 def make_vec_env(
@@ -33,29 +38,53 @@ def make_vec_env(
 
     :return: the vectorised environment
     """
-    batched = isinstance(env_id, str) and gym.spec(env_id).vector_entry_point == "gippo_envs.core:BatchedEnv"
-    if not batched or vec_env_cls is not None or wrapper_class is not None or monitor_kwargs or vec_env_kwargs:
-        return sb3_make_vec_env(
-            env_id,
-            n_envs,
-            seed,
-            start_index,
-            monitor_dir,
-            wrapper_class,
-            env_kwargs,
-            vec_env_cls,
-            vec_env_kwargs,
-            monitor_kwargs,
-            wrapper_kwargs,
-        )
-    assert isinstance(env_id, str)
-    env = gym.make_vec(env_id, num_envs=n_envs, **{"render_mode": "rgb_array", **(env_kwargs or {})})
+    if vec_env_cls is None and not vec_env_kwargs and not monitor_kwargs:
+        vec_env_cls = from_env_fns  # type: ignore[assignment]
+    elif isinstance(env_id, str) and gym.spec(env_id).vector_entry_point == BATCHED:
+        # A subprocess has not imported what registered the id: it gets the specification itself.
+        env_id = partial(gym.make, gym.spec(env_id))
+        env_kwargs = {"render_mode": "rgb_array", **(env_kwargs or {})}
+    return sb3_make_vec_env(
+        env_id,
+        n_envs,
+        seed,
+        start_index,
+        monitor_dir,
+        wrapper_class,
+        env_kwargs,
+        vec_env_cls,
+        vec_env_kwargs,
+        monitor_kwargs,
+        wrapper_kwargs,
+    )
+
+
+def from_env_fns(env_fns: Sequence[Callable[[], gym.Env]]) -> VecEnv:
+    """
+    In the place of ``DummyVecEnv``: a :class:`TorchVecEnv` if the functions make an environment that has a batched torch form
+    and wears nothing but SB3's ``Monitor``, whose csv file the batched one goes on with.
+
+    :param env_fns: one function per environment, as SB3's ``make_vec_env`` makes them: all of the same environment
+    :return: the vectorised environment
+    """
+    first = env_fns[0]()
+    spec = _batched_spec(first)
+    if spec is None:
+        return DummyVecEnv([lambda: first, *env_fns[1:]])
+    writer = first.get_wrapper_attr("results_writer")
+    first.close()
+    env = gym.make_vec(spec, num_envs=len(env_fns))
     assert isinstance(env, BatchedEnv)
-    monitor_file = None
-    if monitor_dir is not None:
-        os.makedirs(monitor_dir, exist_ok=True)
-        monitor_file = os.path.join(monitor_dir, str(start_index))
-    vec_env = TorchVecEnv(env, monitor_file)
-    vec_env.action_space.seed(None if seed is None else seed + start_index)
-    vec_env.seed(seed if seed is None else seed + start_index)
+    vec_env = TorchVecEnv(env, None if writer is None else writer.file_handler.name)
+    vec_env.action_space = first.action_space  # make_vec_env has seeded it
     return vec_env
+
+
+def _batched_spec(env: gym.Env) -> EnvSpec | None:
+    """:return: what to make the batched form of ``env`` from; ``None`` if it has none, or would lose what wraps ``env``"""
+    if type(env) is not Monitor or env.info_keywords or env.reset_keywords:
+        return None
+    spec = env.env.spec
+    if spec is None or spec.additional_wrappers or spec.vector_entry_point != BATCHED:
+        return None
+    return spec

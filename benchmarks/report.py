@@ -1,0 +1,173 @@
+"""Make docs/results.md and its figures from the committed results of benchmarks/run.py.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot as plt
+from rliable import library as rly
+from rliable import metrics
+from run import RESULTS, SUITES, VARIANTS, read
+
+DOCS = Path(__file__).parents[1] / "docs"
+# Table values of the paper (mean over 5 seeds of the best mean return of the last 100 episodes): GI-PPO, PPO, RP.
+PAPER = {
+    "DeJong-v0": (-3.8e-10, -5.2e-5, -1.4e-8),
+    "DeJong64-v0": (-1.0e-6, -1.1e-3, -9.3e-7),
+    "Ackley-v0": (-5.2e-4, -0.249, -0.482),
+    "Ackley64-v0": (-3.6e-3, -0.138, -8.9e-3),
+    "CartPoleSwingUp-v0": (-509.0, -1094.0, -496.0),
+}
+NAMES = {
+    "gippo": "GI-PPO",
+    "ppo": "PPO (SB3)",
+    "rp": "RP, decaying rate",
+    "ppo-kl": "GI-PPO's trust regions, α off",
+    "gippo-published": "GI-PPO as published",
+    "gippo-in-phase": "GI-PPO, environments in phase",
+    "ppo-in-phase": "PPO, environments in phase",
+    "rp-in-phase": "RP, environments in phase",
+    "gippo-no-ppo": "GI-PPO without its PPO step",
+    "gippo-gae-lambda": "GI-PPO, λ of the gradient as GAE's",
+    "gippo-one-window": "GI-PPO, critic without memory",
+    "gippo-noise": "GI-PPO, gradients replaced by noise",
+    "gippo-bias": "GI-PPO, gradients biased by 3 rms",
+    "gippo-flip": "GI-PPO, gradients of the wrong sign",
+    "gippo-zero": "GI-PPO, gradients zero",
+    "gippo-delay": "GI-PPO, gradients of the step before",
+    "gippo-half": "GI-PPO, wrong sign in half the dimensions",
+}
+INTRODUCTION = """# Results
+
+Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `benchmarks/run.py` writes with
+`hyperparams/`. *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of the
+stochastic policy during training. *Deterministic* is the mean return of 256 episodes of the final policy's means.
+Seconds are wall-clock on two shared CPU cores, one torch thread a run. {versions}.
+"""
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+Runs = dict[tuple[str, str], list[dict[str, str]]]
+
+
+def load() -> Runs:
+    """:return: the rows by environment and variant"""
+    runs: Runs = defaultdict(list)
+    for row in read(RESULTS / "training.csv"):
+        runs[row["env"], row["algo"]].append(row)
+    return runs
+
+
+def interquartile_mean(values: np.ndarray) -> tuple[float, float, float]:
+    """:return: the interquartile mean over runs (n,) and its 95 % bootstrap interval"""
+    aggregate = lambda scores: np.array([metrics.aggregate_iqm(scores)])  # noqa: E731
+    np.random.seed(0)
+    point, interval = rly.get_interval_estimates({"": values[:, None]}, aggregate, reps=2000)
+    return float(point[""][0]), float(interval[""][0, 0]), float(interval[""][1, 0])
+
+
+def passes(row: dict[str, str], value: float) -> float:
+    """:return: steps (of the curve's points) at which a run first reached ``value``; infinite if it never did"""
+    return next((steps for steps, reward in json.loads(row["curve"]) if reward >= value), np.inf)
+
+
+def table(env_id: str, runs: Runs) -> list[str]:
+    """:return: the lines of a table, a variant a line"""
+    rows = [(algo, runs[env_id, algo]) for algo in VARIANTS if (env_id, algo) in runs]
+    steps = int(rows[0][1][0]["steps"])
+    lines = [f"### {env_id}, {steps:,} steps".replace(",", " "), ""]
+    reference = PAPER.get(env_id)
+    if reference is not None:
+        lines += ["The paper: GI-PPO {:g}, PPO {:g}, RP {:g}.".format(*reference), ""]
+    lines += [
+        "| | seeds | best | σ of best | interquartile mean [95 %] | deterministic | passes the paper's GI-PPO at | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for algo, members in rows:
+        best, evaluation, seconds = (
+            np.array([float(row[key]) for row in members]) for key in ("best", "evaluation", "seconds")
+        )
+        iqm = "{:.3g} [{:.3g}, {:.3g}]".format(*interquartile_mean(best)) if len(best) > 2 else "–"
+        passed = "–"
+        if reference is not None:
+            at = max(passes(row, reference[0]) for row in members)
+            passed = f"{at / 1000:.0f} k (slowest)" if np.isfinite(at) else "not by all"
+        lines.append(
+            f"| {NAMES[algo]} | {len(best)} | {best.mean():.3g} | {best.std():.2g} | {iqm} | {evaluation.mean():.3g} "
+            f"| {passed} | {seconds.mean():.0f} |"
+        )
+    return [*lines, ""]
+
+
+def figure(env_ids: list[str], algos: list[str], runs: Runs, path: Path) -> None:
+    """Learning curves, mean and range over seeds, one panel an environment."""
+    env_ids = [env_id for env_id in env_ids if any((env_id, algo) in runs for algo in algos)]
+    figure, panels = plt.subplots(1, len(env_ids), figsize=(4 * len(env_ids), 3.2), layout="constrained", squeeze=False)
+    for panel, env_id in zip(panels[0], env_ids):
+        logarithmic = not env_id.startswith("CartPole")
+        for algo in algos:
+            members = [np.array(json.loads(row["curve"])) for row in runs.get((env_id, algo), [])]
+            if not members:
+                continue
+            length = min(len(curve) for curve in members)
+            steps, values = members[0][:length, 0], np.stack([curve[:length, 1] for curve in members])
+            values = -values if logarithmic else values
+            centre = np.exp(np.log(np.maximum(values, 1e-16)).mean(0)) if logarithmic else values.mean(0)
+            (line,) = panel.plot(steps, centre, label=f"{NAMES[algo]} ({len(members)})")
+            panel.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+        if env_id in PAPER:
+            panel.axhline(abs(PAPER[env_id][0]) if logarithmic else PAPER[env_id][0], color="grey", linestyle=":")
+        panel.set(title=env_id, xlabel="environment steps", yscale="log" if logarithmic else "linear")
+        panel.legend(fontsize=7)
+    panels[0][0].set_ylabel(
+        "mean return of the last 100 episodes" if env_ids[0].startswith("CartPole") else "minus that mean return"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def summary(runs: Runs) -> list[str]:
+    """:return: the lines of the README's table, best of GI-PPO, PPO and RP"""
+    lines = ["| | GI-PPO | PPO (SB3) | RP | the paper's GI-PPO | steps |", "|---|---|---|---|---|---|"]
+    for env_id in (env_id for suite in SUITES.values() for env_id in suite if (env_id, "gippo") in runs):
+        cells = []
+        for algo in ("gippo", "ppo", "rp"):
+            best = np.array([float(row["best"]) for row in runs.get((env_id, algo), [])])
+            cells.append(f"{best.mean():.3g} ± {best.std():.2g} ({len(best)})" if len(best) else "–")
+        reference = f"{PAPER[env_id][0]:g}" if env_id in PAPER else "–"
+        steps = int(runs[env_id, "gippo"][0]["steps"]) / 1000
+        lines.append(f"| `{env_id}` | {' | '.join(cells)} | {reference} | {steps:.0f} k |")
+    return lines
+
+
+def main() -> None:
+    """Write the page, and the table in the README."""
+    runs = load()
+    versions = sorted({row["versions"] for members in runs.values() for row in members})
+    lines = [INTRODUCTION.format(versions="; ".join(versions))]
+    titles = {"functions": "Function optimisation", "context": "Functions of a context", "cartpole": "Cart-pole swing-up"}
+    for suite, title in titles.items():
+        env_ids = [env_id for env_id in SUITES[suite] if any(key[0] == env_id for key in runs)]
+        if not env_ids:
+            continue
+        figure(env_ids, ["gippo", "ppo", "rp"], runs, DOCS / "images" / f"{suite}.png")
+        lines += [f"## {title}", "", f"![Learning curves: {title}](images/{suite}.png)", ""]
+        lines += ["Lines are means over seeds (their number in brackets), bands the range, dotted the paper's GI-PPO.", ""]
+        for env_id in env_ids:
+            lines += table(env_id, runs)
+    (DOCS / "results.md").write_text("\n".join(lines))
+    readme = DOCS.parent / "README.md"
+    before, _, after = readme.read_text().partition(BEGIN)
+    readme.write_text("\n".join([before + BEGIN, *summary(runs), END + after.partition(END)[2]]))
+
+
+if __name__ == "__main__":
+    main()

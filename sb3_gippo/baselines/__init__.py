@@ -1,0 +1,3 @@
+from sb3_gippo.baselines.rp import RP
+
+__all__ = ["RP"]

@@ -1,0 +1,1 @@
+"""Wrappers that give environments the gradient channel, or change it; each imports what it needs only when it is used."""

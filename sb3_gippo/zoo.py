@@ -1,0 +1,156 @@
+"""
+rl_zoo3 with this project's algorithms, hyper-parameter files, Optuna sampler and batched environments. rl_zoo3 itself stays
+as it is: what it looks up in tables of its modules is added there, before its commands run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+import rl_zoo3.exp_manager
+import rl_zoo3.load_from_hub
+import yaml
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from sb3_gippo.experiment import ALGORITHMS, hyperparams_dir
+from sb3_gippo.vec_env.make import from_env_fns
+
+ZOO_ALGORITHMS: dict[str, type[BaseAlgorithm]] = dict(ALGOS)
+"""the algorithms of rl_zoo3 itself"""
+
+SEARCH: dict[str, Callable[[optuna.Trial], Any]] = {
+    "alpha": lambda trial: trial.suggest_float("alpha", 0.05, 1.0, log=True),
+    "alpha_iterations": lambda trial: trial.suggest_int("alpha_iterations", 1, 16, log=True),
+    "alpha_learning_rate": lambda trial: trial.suggest_float("alpha_learning_rate", 1e-3, 1e-1, log=True),
+    "alpha_kl": lambda trial: trial.suggest_float("alpha_kl", 1e-2, 3.0, log=True),
+    "std_kl": lambda trial: trial.suggest_float("std_kl", 1e-4, 0.1, log=True),
+    "action_gradient_lambda": lambda trial: trial.suggest_float("action_gradient_lambda", 0.8, 1.0),
+    "critic_steps": lambda trial: trial.suggest_categorical("critic_steps", [0, 16, 64]),
+    "critic_windows": lambda trial: trial.suggest_int("critic_windows", 1, 8),
+}
+"""the space of the hyper-parameters that PPO does not have; an algorithm is tuned over those its constructor takes"""
+
+Sampler = Callable[[optuna.Trial, int, int, dict[str, Any]], dict[str, Any]]
+
+
+class Manager(ExperimentManager):
+    """
+    rl_zoo3's manager, with our hyper-parameter files and batched environments (also in the place of ``--vec-env dummy``).
+
+    :param config: the user's ``--conf-file``, which wins
+    """
+
+    default_vec_env_cls = staticmethod(from_env_fns)  # type: ignore[assignment]
+
+    def __init__(self, args: Any, algo: str, env_id: str, *rest: Any, config: str | None = None, **kwargs: Any):
+        super().__init__(args, algo, env_id, *rest, config=config, **kwargs)  # type: ignore[misc]
+        if config is None:
+            self.config = str(hyperparams_file(algo, env_id, Path(self.config).parent))
+        if kwargs.get("vec_env_type") == "subproc":
+            self.vec_env_class = SubprocVecEnv
+
+
+def base_of(algo: str) -> str:
+    """:return: the algorithm of rl_zoo3 that ``algo`` is or derives from; PPO, if there is none"""
+    return next((name for name, cls in ZOO_ALGORITHMS.items() if issubclass(ALGOS[algo], cls)), "ppo")
+
+
+def hyperparams_file(algo: str, env_id: str, zoo_dir: Path) -> Path:
+    """
+    The file rl_zoo3 shall read: the first that has an entry for the environment, among ours, rl_zoo3's, and rl_zoo3's for the
+    algorithm that ours derives from; if there is none, the first whose ``default`` will serve.
+
+    :param algo: a key of ``rl_zoo3.ALGOS``
+    :param env_id: the environment
+    :param zoo_dir: the folder of rl_zoo3's files
+    :return: the file
+    """
+    files = [hyperparams_dir() / f"{algo}.yml", zoo_dir / f"{algo}.yml", zoo_dir / f"{base_of(algo)}.yml"]
+    there = [file for file in files if file.is_file()]
+    key = "atari" if ExperimentManager.is_atari(env_id) else env_id
+    return next((file for file in there if key in yaml.safe_load(file.read_text())), [*there, files[0]][0])
+
+
+def convert(algo: str, params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Hyper-parameters from the parameters of an Optuna trial.
+
+    :param algo: an algorithm of ours
+    :param params: of the trial
+    :return: those of the algorithm's arguments that the trial has drawn
+    """
+    policy = {key: params[key] for key in ("squash_actions", "log_std_init") if key in params}
+    others = {key: value for key, value in params.items() if key not in policy}
+    hyperparams = HYPERPARAMS_CONVERTER[base_of(algo)](others)
+    hyperparams["policy_kwargs"].update(policy)
+    arguments = inspect.signature(ALGOS[algo]).parameters
+    return {key: value for key, value in hyperparams.items() if key in arguments}
+
+
+def make_sampler(algo: str) -> Sampler:
+    """:return: what rl_zoo3 samples an algorithm of ours with: the space of the one it derives from, and :data:`SEARCH`"""
+    sample_base, arguments = HYPERPARAMS_SAMPLER[base_of(algo)], inspect.signature(ALGOS[algo]).parameters
+
+    def sample(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+        # Gradients flow through the window: it is shorter than PPO's. Optuna keeps the first space of a name, and warns.
+        trial.suggest_int("n_steps_pow", 0 if n_envs > 1 else 1, 7)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Inconsistent parameter values", RuntimeWarning)
+            sample_base(trial, n_actions, n_envs, additional_args)
+        for name, suggest in SEARCH.items():
+            if name in arguments:
+                suggest(trial)
+        # The sampled policy replaces the file's: without these the file's own solution would not be in the space.
+        trial.suggest_float("log_std_init", -2.0, 0.5)
+        if n_actions > 0:
+            trial.suggest_categorical("squash_actions", [False, True])
+        return convert(algo, trial.params)
+
+    return sample
+
+
+@cache
+def register() -> None:
+    """Make rl_zoo3's commands know what this project adds to them; to be called before they are imported."""
+    for algo, algorithm in ALGORITHMS.items():
+        if algo not in ZOO_ALGORITHMS:
+            ALGOS[algo] = algorithm
+            HYPERPARAMS_SAMPLER[algo] = make_sampler(algo)  # type: ignore[assignment]
+            HYPERPARAMS_CONVERTER[algo] = partial(convert, algo)
+    rl_zoo3.exp_manager.ExperimentManager = Manager  # type: ignore[misc]
+    rl_zoo3.load_from_hub.download_from_hub = download_from_hub  # type: ignore[assignment]
+    subprocess.call = call  # type: ignore[assignment]
+
+
+_call, _download = subprocess.call, rl_zoo3.load_from_hub.download_from_hub
+
+
+def call(command: Any, *args: Any, **kwargs: Any) -> int:
+    """``subprocess.call``; what rl_zoo3's benchmark calls, ``python enjoy.py`` in the current directory, is our command."""
+    if command[:2] == ["python", "enjoy.py"]:
+        command = [sys.executable, "-m", "sb3_gippo", "enjoy", *command[2:]]
+    return _call(command, *args, **kwargs)
+
+
+def download_from_hub(algo: str, **kwargs: Any) -> None:
+    """
+    Where rl_zoo3's ``enjoy`` turns if its default folder has no such agent.
+
+    :raises ValueError: for an algorithm of ours, whose agents are not on the hub
+    """
+    if algo not in ZOO_ALGORITHMS:
+        agent = f"{algo} agent for {kwargs['env_name']} in {kwargs['folder']!r}"
+        raise ValueError(f"There is no {agent}: name the folder it was trained into, for instance -f logs.")
+    _download(algo=algo, **kwargs)

@@ -1,0 +1,221 @@
+"""The α-policy's density, the diagnostics of an α-step and the control of α on known answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_gippo.gippo.alpha import (
+    MAX_LOG_RATIO,
+    AgreementController,
+    AlphaController,
+    AlphaSettings,
+    Diagnostics,
+    PublishedController,
+    agreement,
+    diagnose,
+    log_prob,
+    virtual_log_prob,
+)
+
+SETTINGS = AlphaSettings(alpha=0.1, interval=0.4, factor=1.25, max_alpha=0.2, max_out_of_range=0.5, bias_z=1.0)
+SAFE = {"det_min": 0.9, "det_mean": 1.0, "det_max": 1.1, "improvement": 1.0, "improvement_z": 3.0, "out_of_range_ratio": 0.1}
+
+
+def diagnostics(**kwargs: Any) -> Diagnostics:
+    """A safe step, but for what is given."""
+    values: dict[str, Any] = {field.name: 0.0 for field in dataclasses.fields(Diagnostics)}
+    return Diagnostics(**{**values, **SAFE, **kwargs})
+
+
+def normal(*shape: int, seed: int = 0) -> th.Tensor:
+    return th.randn(*shape, generator=th.Generator().manual_seed(seed), dtype=th.float64)
+
+
+def test_log_prob_sums_over_dimensions() -> None:
+    zeros, ones = th.zeros(1, 2), th.ones(1, 2)
+    assert log_prob(zeros, zeros, ones).item() == pytest.approx(-math.log(2 * math.pi))
+    assert log_prob(2 * ones, zeros, 2 * ones).item() == pytest.approx(-math.log(2 * math.pi) - 1 - 2 * math.log(2))
+
+
+def test_the_virtual_policy_is_the_mean_of_the_densities() -> None:
+    old, alpha = normal(100), normal(100, seed=1)
+    th.testing.assert_close(virtual_log_prob(old, alpha).exp(), 0.5 * (old.exp() + alpha.exp()))
+    # densities of 1 and 3 have the mean 2, and it does not matter that both underflow
+    for offset in (0.0, -2000.0):
+        found = virtual_log_prob(th.tensor([offset]), th.tensor([offset + math.log(3)]))
+        assert found.item() == pytest.approx(offset + math.log(2), rel=1e-6, abs=1e-6)
+
+
+def test_beyond_a_log_ratio_of_4_the_virtual_policy_is_the_alpha_policy_sample_by_sample() -> None:
+    assert MAX_LOG_RATIO == 4.0
+    old = th.zeros(6, dtype=th.float64)
+    alpha = th.tensor([4.0, -4.0, 4.1, -4.1, 100.0, -100.0], dtype=th.float64)
+    mixture = math.log(0.5 + 0.5 * math.exp(4)), math.log(0.5 + 0.5 * math.exp(-4))
+    np.testing.assert_allclose(virtual_log_prob(old, alpha), [*mixture, 4.1, -4.1, 100.0, -100.0])
+
+
+def test_an_alpha_policy_without_density_leaves_the_old_one() -> None:
+    alpha = th.tensor([math.nan, -math.inf, math.inf, 1.0])
+    found = virtual_log_prob(th.ones(4), alpha)
+    assert found.tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_agreement_is_1_for_the_gradients_of_a_linear_advantage() -> None:
+    noise = normal(50, 3)
+    whitened = th.tensor([[0.5, -2.0, 1.0]], dtype=th.float64).expand(50, 3)
+    advantages = (whitened * noise).sum(1) + 7.0
+    slope, error = agreement(advantages, noise, whitened)
+    assert slope == pytest.approx(1.0) and error == pytest.approx(0.0, abs=1e-9)
+    assert agreement(advantages, noise, -whitened)[0] == pytest.approx(-1.0)
+    assert agreement(advantages, noise, 4 * whitened)[0] == pytest.approx(0.25)
+
+
+def test_agreement_is_a_half_at_the_optimum_of_a_quadratic_advantage() -> None:
+    noise = normal(50, 2)
+    curvature = th.tensor([3.0, 0.5], dtype=th.float64)
+    # Â = -½ Σ k (σ ε)² and σ g = -k σ² ε
+    assert agreement(-0.5 * (curvature * noise.square()).sum(1), noise, -curvature * noise)[0] == pytest.approx(0.5)
+
+
+def test_agreement_of_gradients_that_belong_to_other_samples_is_noise_of_the_stated_size() -> None:
+    found = []
+    for seed in range(200):
+        advantages, noise, whitened = (
+            normal(64, seed=3 * seed),
+            normal(64, 2, seed=3 * seed + 1),
+            normal(64, 2, seed=3 * seed + 2),
+        )
+        found.append(agreement(advantages, noise, whitened))
+    scores = np.array([slope / error for slope, error in found])
+    assert abs(scores.mean()) < 0.25 and scores.std() == pytest.approx(1.0, abs=0.15)
+
+
+def test_agreement_of_vanishing_gradients_is_not_a_number() -> None:
+    slope, error = agreement(normal(9), normal(9, 2), th.zeros(9, 2, dtype=th.float64))
+    assert math.isnan(slope) and not math.isfinite(error)
+
+
+def judged(advantages: list[float], log_ratios: list[float], stds: th.Tensor, new_stds: th.Tensor) -> Diagnostics:
+    noise = normal(len(advantages), 2).float()
+    return diagnose(
+        advantages=th.tensor(advantages),
+        noise=noise,
+        whitened=noise,
+        log_probs=(th.zeros(len(log_ratios)), th.tensor(log_ratios)),
+        stds=(stds, new_stds),
+        clip_range=0.2,
+    )
+
+
+def test_the_determinant_is_the_ratio_of_the_standard_deviations() -> None:
+    old = th.tensor([[1.0, 2.0], [0.5, 1e-5], [3.0, 4.0], [1.0, 1.0]])
+    scale = th.tensor([[1.1, 0.9], [1.0, 1.0], [0.5, 0.5], [2.0, 1.5]])
+    found = judged([0.0] * 4, [0.0] * 4, old, old * scale)
+    assert (found.det_min, found.det_max) == (pytest.approx(0.25), pytest.approx(3.0))
+    assert found.det_mean == pytest.approx((0.99 + 1.0 + 0.25 + 3.0) / 4)
+
+
+def test_improvement_pairs_each_advantage_with_its_own_ratio() -> None:
+    ones = th.ones(4, 2)
+    log_ratios = [math.log(ratio) for ratio in (1.5, 0.5, 1.1, 1.0)]
+    found = judged([12.0, 8.0, 9.0, 11.0], log_ratios, ones, ones)
+    gains = np.array([2 * 0.5, -2 * -0.5, -1 * 0.1, 0.0])  # advantages less their mean of 10
+    assert found.improvement == pytest.approx(gains.mean(), rel=1e-5)
+    assert found.improvement_z == pytest.approx(gains.mean() / (gains.std(ddof=1) / 2), rel=1e-5)
+    turned = judged([8.0, 12.0, 11.0, 9.0], log_ratios, ones, ones)
+    assert turned.improvement == pytest.approx(-gains.mean(), rel=1e-5)
+    assert turned.improvement_z == pytest.approx(-found.improvement_z, rel=1e-5)
+
+
+def test_out_of_range_counts_ratios_beyond_the_clip_range() -> None:
+    ones = th.ones(5, 2)
+    ratios = [math.log(ratio) for ratio in (1.0, 1.19, 0.81, 1.21, 0.79)]
+    assert judged([0.0] * 5, ratios, ones, ones).out_of_range_ratio == pytest.approx(0.4)
+
+
+def test_diagnostics_of_absurd_or_single_samples_are_finite() -> None:
+    ones = th.ones(2, 2)
+    found = judged([1.0, -1.0], [1e4, -1e4], ones, ones)
+    assert math.isfinite(found.improvement) and found.out_of_range_ratio == 1.0
+    alone = judged([1.0], [0.3], ones[:1], ones[:1])
+    assert alone.improvement == 0.0 and alone.improvement_z == 0.0
+    unmoved = judged([1.0, 2.0], [0.0, 0.0], ones, ones)
+    assert unmoved.improvement == 0.0 and unmoved.improvement_z == 0.0
+
+
+@pytest.mark.parametrize(
+    "change, decision, factor",
+    [
+        ({}, "safe", 1.25),
+        ({"det_min": 0.6, "det_max": 1.4}, "safe", 1.25),
+        ({"det_min": 0.59}, "unsafe_variance", 0.8),
+        ({"det_max": 1.41}, "unsafe_variance", 0.8),
+        ({"det_max": math.nan}, "unsafe_variance", 0.8),
+        ({"improvement": -1.0, "improvement_z": -1.1}, "biased", 0.8),
+        ({"improvement": -1.0, "improvement_z": -0.9}, "safe", 1.25),
+        ({"out_of_range_ratio": 0.5}, "safe", 1.25),
+        ({"out_of_range_ratio": 0.51}, "out_of_range", 0.8),
+        ({"det_max": 1.41, "improvement": -1.0, "improvement_z": -2.0, "out_of_range_ratio": 1.0}, "biased", 0.8),
+    ],
+)
+def test_published_control(change: dict[str, float], decision: str, factor: float) -> None:
+    controller = PublishedController(SETTINGS)
+    assert controller.alpha == 0.1
+    assert controller.update(diagnostics(**change)) == decision
+    assert controller.alpha == pytest.approx(0.1 * factor)
+
+
+def test_published_control_keeps_alpha_where_the_fit_failed_and_below_its_cap() -> None:
+    controller = PublishedController(SETTINGS)
+    assert controller.update(None) == "fit_failed" and controller.alpha == 0.1
+    for _ in range(10):
+        controller.update(diagnostics())
+    assert controller.alpha == SETTINGS.max_alpha
+
+
+def test_the_published_learning_rate_falls_with_failures_and_recovers_to_its_nominal_value() -> None:
+    controller = PublishedController(SETTINGS)
+    controller.adapt_learning_rate(1.0)
+    assert controller.learning_rate_scale == 1.0
+    controller.adapt_learning_rate(0.3)
+    assert controller.learning_rate_scale == 0.3
+    scales = []
+    for _ in range(20):
+        controller.adapt_learning_rate(controller.learning_rate_scale)
+        scales.append(controller.learning_rate_scale)
+    assert scales == sorted(scales) and scales[0] > 0.3 and scales[-1] == 1.0
+
+
+@pytest.mark.parametrize("controller_class", [PublishedController, AgreementController])
+def test_every_control_lowers_alpha_without_gradients_and_survives_pickling(controller_class: type[AlphaController]) -> None:
+    controller: Any = controller_class(SETTINGS)  # type: ignore[call-arg]
+    assert controller.no_gradients() == "no_gradients"
+    assert controller.alpha == pytest.approx(0.1 / 1.25)
+    controller.update(diagnostics())
+    assert pickle.loads(pickle.dumps(controller)) == controller
+
+
+def test_control_by_agreement_follows_the_evidence() -> None:
+    agreeing, useless, misleading = ([diagnostics(agreement=slope, agreement_error=0.05)] * 20 for slope in (1.0, 0.0, -1.0))
+    for evidence, rises in ((agreeing, True), (useless, False), (misleading, False)):
+        controller = AgreementController(SETTINGS)
+        for step in evidence:
+            controller.update(step)
+        assert controller.alpha == SETTINGS.max_alpha if rises else controller.alpha < SETTINGS.alpha
+    controller = AgreementController(SETTINGS)
+    assert controller.update(None) == "fit_failed" and controller.alpha == 0.1
+
+
+def test_agreement_that_cannot_be_measured_teaches_nothing() -> None:
+    controller = AgreementController(SETTINGS)
+    before = controller.slope
+    controller.update(diagnostics(agreement=math.nan, agreement_error=math.nan))
+    controller.update(diagnostics(agreement=5.0, agreement_error=math.inf))
+    assert controller.slope == before and math.isfinite(controller.alpha)

@@ -1,0 +1,127 @@
+"""The trust region: budgets are kept, σ waits for the mean, parts of the KL divergence are torch's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch as th
+from torch.distributions import Independent, Normal, kl_divergence
+
+from sb3_gippo import GIPPO, make_vec_env
+from sb3_gippo.gippo.trust_region import (
+    ARRIVED,
+    ROW_LIMIT,
+    AdaptiveRate,
+    TrustRegion,
+    explained_power,
+    kl_parts,
+    natural_displacement,
+    std_freedom,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> th.Tensor:
+    return th.randn(*shape, generator=th.Generator().manual_seed(seed), dtype=th.float64)
+
+
+def test_moving_mean_or_sigma_alone_the_parts_are_the_kl_divergence() -> None:
+    mean, std = normal(50, 3), normal(50, 3, seed=1).exp()
+    other_mean, other_std = mean + normal(50, 3, seed=2), std * (0.3 * normal(50, 3, seed=3)).exp()
+
+    def kl(new_mean: th.Tensor, new_std: th.Tensor) -> float:
+        old, new = (Independent(Normal(m, s), 1) for m, s in ((mean, std), (new_mean, new_std)))
+        return kl_divergence(old, new).mean().item()
+
+    assert kl_parts((mean, std), (other_mean, std))[0].item() == pytest.approx(kl(other_mean, std))
+    assert kl_parts((mean, std), (mean, other_std))[1].item() == pytest.approx(kl(mean, other_std))
+    assert [part.item() for part in kl_parts((mean, std), (mean, std))] == [0.0, 0.0]
+
+
+def test_the_displacement_has_the_kl_divergence_it_should_and_no_row_is_long() -> None:
+    whitened = normal(200, 2)
+    whitened[0] *= 100
+    displacement = natural_displacement(whitened, kl=0.3)
+    assert 0.5 * displacement.square().sum(1).mean().item() == pytest.approx(0.3)
+    scale = displacement[1, 0] / whitened[1, 0]
+    assert th.allclose(displacement[1:], scale * whitened[1:])
+    assert th.allclose(displacement[0].norm(), scale * ROW_LIMIT * whitened.norm(dim=1).mean())
+    assert not natural_displacement(th.zeros(4, 2), kl=0.3).any()
+
+
+def test_a_rate_follows_its_budget() -> None:
+    rate = AdaptiveRate()
+    rate.update(2.0, 1.0)
+    assert rate.scale == pytest.approx(1 / 1.5)
+    rate.update(1.0, 1.0)
+    assert rate.scale == pytest.approx(1 / 1.5)
+    for _ in range(10):
+        rate.update(0.1, 1.0)
+    assert rate.scale == 1.0
+    rate.update(math.nan, 1.0)
+    assert rate.scale < 1.0
+
+
+def test_what_features_explain_of_noise_counts_for_nothing() -> None:
+    n, p = 400, 20
+    features, noise = normal(n, p), normal(n, 3, seed=1)
+    raw = (noise - noise.mean(0)).square().sum(1).mean().item()
+    chance = [explained_power(features, normal(n, 3, seed=seed)) / raw for seed in range(2, 40)]
+    assert sum(chance) / len(chance) < 0.03  # without the correction (p + 1) / n = 0.05
+    signal = features @ normal(p, 3, seed=50) + 1.0
+    assert explained_power(features, signal) == pytest.approx(signal.square().sum(1).mean().item(), rel=1e-6)
+    assert explained_power(features, signal + noise) == pytest.approx(signal.square().sum(1).mean().item(), rel=0.1)
+
+
+def test_a_constant_observation_is_no_special_case() -> None:
+    features = th.ones(64, 32, dtype=th.float64)
+    assert explained_power(features, th.full((64, 1), 2.0, dtype=th.float64)) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("distance, expected", [(0.0, 1.0), (0.9 * ARRIVED, 1.0), (1.5 * ARRIVED, 0.5), (3 * ARRIVED, 0.0)])
+def test_sigma_is_free_as_far_as_the_mean_has_arrived(distance: float, expected: float) -> None:
+    """The whitened gradient of a quadratic with curvature -2 whose optimum is ``distance`` σ away."""
+    noise = normal(20_000, 1)
+    noise = (noise - noise.mean()) / noise.std(unbiased=False)
+    assert std_freedom(th.ones(20_000, 1, dtype=th.float64), noise, -2.0 * (noise + distance)) == pytest.approx(
+        expected, abs=0.02
+    )
+
+
+def test_gradients_that_are_not_trusted_hold_nothing() -> None:
+    region = TrustRegion()
+    for _ in range(100):
+        region.update_std_freedom(0.0)
+    assert region.trusted_std_freedom(alpha=0.0) == 1.0
+    assert region.trusted_std_freedom(alpha=1.0) == pytest.approx(0.0, abs=1e-6)
+    assert region.ppo_budgets(1.0, 0.1, alpha=0.0) == (1.0, 0.1)
+    mean, std = region.ppo_budgets(1.0, 0.1, alpha=1.0)
+    assert mean == TrustRegion.PPO_SHARE and std == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("state_dependent_std", [False, True])
+@pytest.mark.parametrize("env_id", ["CartPoleSwingUp-v0", "DeJongContext-v0"])
+def test_no_iteration_leaves_the_trust_region(env_id: str, state_dependent_std: bool) -> None:
+    """However large the rates: α-step and PPO step together, on the batch they were made from."""
+    made: list[tuple[float, float]] = []
+
+    class Watched(GIPPO):
+        def train(self) -> None:
+            observations = self.rollout_buffer.gradient_batch().observations  # type: ignore[attr-defined]
+            with th.no_grad():
+                before = self.gaussian(observations)
+            super().train()
+            with th.no_grad():
+                made.append(tuple(part.item() for part in kl_parts(before, self.gaussian(observations))))  # type: ignore[arg-type]
+
+    kwargs: dict[str, Any] = {"squash_actions": True, "state_dependent_std": state_dependent_std}
+    env = make_vec_env(env_id, 16, seed=0)
+    model = Watched(
+        "MlpPolicy", env, 0.1, 8, 32, alpha=1.0, alpha_learning_rate=0.3, policy_kwargs=kwargs, seed=0, device="cpu"
+    )
+    model.learn(10 * 8 * 16)
+    # The two steps have a budget each, and their lengths add up at the most; σ's state-dependent part moves with the mean's.
+    mean, std = (max(part) for part in zip(*made))
+    assert 0.01 < mean < 0.1 * (1 + math.sqrt(TrustRegion.PPO_SHARE)) ** 2 * 1.1
+    assert std < (0.05 if state_dependent_std else 0.01 * (1 + math.sqrt(TrustRegion.PPO_SHARE)) ** 2 * 1.1)
