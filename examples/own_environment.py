@@ -1,4 +1,4 @@
-"""A differentiable environment of your own: thirty lines of Gymnasium and torch, checked, then trained on by GI-PPO and PPO."""
+"""An environment of your own: some forty lines of Gymnasium and torch with derivatives, checked, then trained on."""
 
 import gymnasium as gym
 import numpy as np
