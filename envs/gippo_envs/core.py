@@ -254,6 +254,7 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     :param render_mode: ``None`` or ``"rgb_array"``
     :param differentiable: whether :attr:`transition` carries a graph; the numbers are the same either way
     :param constants: fields of the core
+    :raises ValueError: without at least one environment
     """
 
     def __init__(
@@ -266,6 +267,8 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         **constants: Any,
     ):
         self.core = _build(core, constants)
+        if num_envs != int(num_envs) or num_envs < 1:
+            raise ValueError(f"num_envs must be an integer of at least 1, not {num_envs}.")
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
         self.render_mode = render_mode
