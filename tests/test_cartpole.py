@@ -225,6 +225,12 @@ def test_the_start_spreads_are_keywords() -> None:
 def test_wrong_constants_end_in_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"^substeps must be at least 1, not 0\.$"):
         gym.make("CartPoleSwingUp-v0", substeps=0)
+    for name in ("dt", "cart_mass", "pole_length"):
+        with pytest.raises(ValueError, match=rf"^{name} must be positive, not 0\.0\.$"):
+            gym.make("CartPoleSwingUp-v0", **{name: 0.0})
+    for name in ("pole_mass", "pole_inertia", "armature", "cart_damping", "pole_damping", "rail", "rail_stiffness"):
+        with pytest.raises(ValueError, match=rf"^{name} must be 0 or positive, not -1\.0\.$"):
+            gym.make("CartPoleSwingUp-v0", **{name: -1.0})
     with pytest.raises(TypeError, match="pole_lenght"):
         gym.make("CartPoleSwingUp-v0", pole_lenght=1.0)
 

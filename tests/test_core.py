@@ -289,6 +289,9 @@ def test_wrong_use_ends_in_one_sentence(env_id: str) -> None:
         together.set_state(np.zeros(9))
     with pytest.raises(ValueError, match=r"^dtype must be one of \['float32', 'float64'\], not 'float16'\.$"):
         gym.make(env_id, dtype="float16")
+    for number in (0, -1, 2.5):
+        with pytest.raises(ValueError, match=rf"^num_envs must be an integer of at least 1, not {number}\.$"):
+            gym.make_vec(env_id, num_envs=number)  # type: ignore[arg-type]
 
 
 def test_use_before_reset_asks_for_reset() -> None:

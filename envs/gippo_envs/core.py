@@ -258,7 +258,7 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     :param stagger: cut the first episodes at evenly spread fractions of the time limit, so that the environments run out of
         phase and every window shows all parts of an episode
     :param constants: fields of the core
-    :raises ValueError: for ``stagger`` without a time limit
+    :raises ValueError: without at least one environment, or for ``stagger`` without a time limit
     """
 
     def __init__(
@@ -272,6 +272,8 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         **constants: Any,
     ):
         self.core = _build(core, constants)
+        if num_envs != int(num_envs) or num_envs < 1:
+            raise ValueError(f"num_envs must be an integer of at least 1, not {num_envs}.")
         self.num_envs = num_envs
         if stagger and max_episode_steps is None:
             raise ValueError("stagger spreads the environments over the time limit: give max_episode_steps as well.")

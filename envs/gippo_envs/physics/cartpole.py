@@ -45,6 +45,7 @@ class CartPoleSwingUp(FunctionalEnv):
     :param start_speed_spread: the same for ẋ (m/s) and θ̇ (rad/s)
     :param frozen_mass_matrix: keep the mass matrix of the step's first substep, as DiffRL does
     :param dtype: ``"float32"`` or ``"float64"``
+    :raises ValueError: for constants no cart-pole can have
     """
 
     dt: float = 1 / 60
@@ -70,6 +71,12 @@ class CartPoleSwingUp(FunctionalEnv):
     def __post_init__(self) -> None:
         if self.substeps < 1:
             raise ValueError(f"substeps must be at least 1, not {self.substeps}.")
+        for name in ("dt", "cart_mass", "pole_length"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+        for name in ("pole_mass", "pole_inertia", "armature", "cart_damping", "pole_damping", "rail", "rail_stiffness"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or positive, not {getattr(self, name)}.")
         self.state_size = 4
         self.observation_space = self.box(-np.inf, np.inf, 5)
         self.action_space = self.box(-1.0, 1.0, 1)
