@@ -29,11 +29,13 @@ def make_vec_env(
 ) -> VecEnv:
     """
     Like SB3's ``make_vec_env``, with its arguments. An id that has a batched torch form becomes a :class:`TorchVecEnv`,
-    unless a ``vec_env_cls``, a wrapper or Monitor's arguments ask for separate environments.
+    unless a ``vec_env_cls``, a wrapper, Monitor's arguments or ``render_mode="human"`` ask for separate environments.
 
     :return: the vectorised environment
     """
     batched = isinstance(env_id, str) and gym.spec(env_id).vector_entry_point == "gippo_envs.core:BatchedEnv"
+    # Gymnasium's window shows one separate environment.
+    batched = batched and (env_kwargs or {}).get("render_mode") != "human"
     if not batched or vec_env_cls is not None or wrapper_class is not None or monitor_kwargs or vec_env_kwargs:
         return sb3_make_vec_env(
             env_id,

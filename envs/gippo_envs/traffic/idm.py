@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch as th
@@ -32,6 +33,11 @@ class IDM:
     exponent: float = 4.0
     gap_floor: float = 1e-3
 
+    @cached_property
+    def braking(self) -> Constant:
+        """:return: 2·√(a·b), m/s²"""
+        return 2 * (self.max_acceleration * self.comfortable_deceleration) ** 0.5
+
 
 def acceleration(driver: IDM, speed: th.Tensor, gap: th.Tensor, approach: th.Tensor) -> th.Tensor:
     """
@@ -45,10 +51,9 @@ def acceleration(driver: IDM, speed: th.Tensor, gap: th.Tensor, approach: th.Ten
     :param approach: Δv, speed minus the leader's, same shape
     :return: m/s², same shape
     """
-    braking = 2 * (driver.max_acceleration * driver.comfortable_deceleration) ** 0.5
-    desired_gap = (driver.min_gap + speed * (driver.time_headway + approach / braking)).clamp(min=0.0)
-    interaction = (desired_gap / gap.clamp(min=driver.gap_floor)).square()
-    return driver.max_acceleration * (1 - (speed / driver.desired_speed).pow(driver.exponent) - interaction)
+    desired_gap = th.relu(driver.min_gap + speed * (driver.time_headway + approach / driver.braking))
+    slowing = (speed / driver.desired_speed).pow(driver.exponent) + (desired_gap / gap.clamp(min=driver.gap_floor)).square()
+    return driver.max_acceleration - driver.max_acceleration * slowing
 
 
 def next_speed(driver: IDM, dt: float, speed: th.Tensor, gap: th.Tensor, approach: th.Tensor) -> th.Tensor:
@@ -62,4 +67,4 @@ def next_speed(driver: IDM, dt: float, speed: th.Tensor, gap: th.Tensor, approac
     :param approach: Δv, speed minus the leader's, same shape
     :return: the speed after dt, same shape
     """
-    return th.relu(speed + dt * acceleration(driver, speed, gap, approach))
+    return th.relu(th.add(speed, acceleration(driver, speed, gap, approach), alpha=dt))

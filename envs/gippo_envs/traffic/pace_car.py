@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -10,8 +11,8 @@ import numpy as np
 import torch as th
 
 from gippo_envs.core import FunctionalEnv
-from gippo_envs.rendering import Canvas, Color, Point
 from gippo_envs.traffic.idm import IDM, next_speed
+from gippo_envs.traffic.picture import picture
 
 RANDOMIZED = ("max_acceleration", "comfortable_deceleration", "desired_speed", "min_gap", "time_headway")
 """the IDM constants that ``randomize`` draws, in the order in which the state holds them"""
@@ -30,8 +31,8 @@ class PaceCar(FunctionalEnv):
     car is in lane i while |y - i · lane_width| < lane_width / 2, hence exactly on a border in none.
 
     Observation [x_k - x], [y_k - y], [vx_k], [vy_k], k over the pace car and then the others. Action [steering, acceleration]
-    in [-1, 1], times ``max_steering`` and ``max_acceleration``. The reward 1 - min(mean_k |v_k - target| / target, 1), over the
-    others, is that of the state after the step. It is ``failure_reward`` in a step that terminates the episode: by collision,
+    in [-1, 1], times ``max_steering`` and ``max_acceleration``. The reward 1 - min(mean_k |v_k - target| / target, 1), k over
+    the others, is that of the state after the step; ``failure_reward`` in a step that terminates the episode: by a collision,
     out of lane, too far ahead of everybody, or behind anybody.
 
     In a step everybody acts on the state before it: a change of the pace car's speed or lane reaches the others' speeds in the
@@ -47,7 +48,7 @@ class PaceCar(FunctionalEnv):
     :param lane_width: m
     :param lane_length: m; a vehicle without a leader has this gap ahead
     :param length: of every vehicle, m
-    :param idm: the drivers' constants
+    :param idm: the drivers' constants, numbers
     :param spacing: between the others' centres at the start, m; they stand
     :param start_gap: from the foremost place of the pace car's lane to the pace car at the start, m; it stands in the middle
         of a random lane, or of ``reset(options={"lane": i})``
@@ -94,12 +95,7 @@ class PaceCar(FunctionalEnv):
     render_fps: ClassVar[int] = 33
 
     def __post_init__(self) -> None:
-        if self.lanes < 1 or self.vehicles < 1:
-            raise ValueError(f"lanes and vehicles must be at least 1, not {self.lanes} and {self.vehicles}.")
-        if not 0 <= self.spread < 1:
-            raise ValueError(f"spread must lie in [0, 1), not {self.spread}: the drivers' constants must stay positive.")
-        if self.lane_softness < 0:
-            raise ValueError(f"lane_softness must be 0 (discrete lanes) or positive, in metres, not {self.lane_softness}.")
+        self._check()
         n = self.vehicles
         self.state_size = 4 + 2 * n + (len(RANDOMIZED) * n if self.randomize else 0)
         self.observation_space = self.box(-np.inf, np.inf, 4 * (n + 1))
@@ -108,12 +104,53 @@ class PaceCar(FunctionalEnv):
         self._places = places
         self._lane = th.arange(self.lanes).repeat_interleave(places)
         self._place = th.arange(n) - (places.cumsum(0) - places)[self._lane]
-        self._centers = self.lane_width * th.arange(self.lanes, dtype=self.torch_dtype)
+        self._centers = self._tensor(self.lane_width * th.arange(self.lanes))
         self._y = self._centers[self._lane]
+        self._starts = th.zeros(self.lanes, 4 + 2 * n, dtype=self.torch_dtype)
+        self._starts[:, 0] = self.spacing * (places - 1).clamp(min=0) + self.start_gap
+        self._starts[:, 1] = self._centers
+        self._starts[:, 4 : 4 + n] = self.spacing * self._place
         # The foremost vehicle of a lane follows itself, a lane's length ahead: a free road.
         foremost = self._place == places[self._lane] - 1
         self._ahead = th.arange(n) + (~foremost).long()
-        self._free = (self.lane_length + self.length) * foremost.to(self.torch_dtype)
+        self._lap = self._tensor(self.lane_length + self.length)
+        self._free = self._lap * foremost
+        # Constants as tensors of the right type: a Python number costs a conversion, as long as the operation itself.
+        self._driver = self._drivers(self._tensor(getattr(self.idm, name)) for name in RANDOMIZED)
+        self._controls = self._tensor([self.max_steering, self.max_acceleration])
+        self._target, self._share = self._tensor(self.target_speed), self._tensor(1 / (self.target_speed * n))
+        self._one, self._half, self._half_width = self._tensor(1.0), self._tensor(0.5), self._tensor(self.lane_width / 2)
+        self._length, self._failure = self._tensor(self.length), self._tensor(self.failure_reward)
+        self._collision, self._far = self._tensor(self.collision_distance**2), self._tensor(self.max_distance**2)
+
+    def _tensor(self, value: Any) -> th.Tensor:
+        return th.as_tensor(value, dtype=self.torch_dtype)
+
+    def _drivers(self, constants: Iterable[th.Tensor]) -> IDM:
+        """:return: ``idm`` with those of ``RANDOMIZED`` replaced"""
+        values: dict[str, Any] = dict(zip(RANDOMIZED, constants))
+        return replace(self.idm, **values)
+
+    def _check(self) -> None:
+        """:raises ValueError: for constants that make no road, or under which the order of the vehicles might change"""
+        if self.lanes < 1 or self.vehicles < 1:
+            raise ValueError(f"lanes and vehicles must be at least 1, not {self.lanes} and {self.vehicles}.")
+        for name in ("dt", "lane_width", "length", "target_speed"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+        if not 0 <= self.spread < 1:
+            raise ValueError(f"spread must lie in [0, 1), not {self.spread}: the drivers' constants must stay positive.")
+        if not self.lane_softness >= 0:
+            raise ValueError(f"lane_softness must be 0 (discrete lanes) or positive, in metres, not {self.lane_softness}.")
+        # A leader is the next vehicle in the lane. This order lasts if everybody stops in time, which is in the step after
+        # the gap has closed: nobody may drive past a centre within two steps.
+        stride = self.dt * (self.idm.desired_speed + self.dt * self.idm.max_acceleration)
+        stride = float(stride) * (1 + self.spread if self.randomize else 1)
+        if 2 * stride >= min(self.length, self.collision_distance):
+            raise ValueError(
+                f"With dt={self.dt} a vehicle drives up to {stride:.2f} m in a step and might jump over another one: that "
+                f"must be less than half of length ({self.length}) and of collision_distance ({self.collision_distance})."
+            )
 
     def initial_state(self, n: int, generator: th.Generator, options: dict[str, Any] | None = None) -> th.Tensor:
         """
@@ -126,146 +163,105 @@ class PaceCar(FunctionalEnv):
             lanes = th.full((n,), int(lane))
         else:
             raise ValueError(f'options["lane"] must be an integer from 0 to {self.lanes - 1}, not {lane!r}.')
-        zeros = th.zeros(n, 1, dtype=self.torch_dtype)
-        x = self.spacing * (self._places[lanes] - 1).clamp(min=0) + self.start_gap
-        s = (self.spacing * self._place).to(self.torch_dtype).expand(n, -1)
-        constants = []
-        if self.randomize:
-            counts = 1 + (th.rand(n, self.lanes, generator=generator) * self._places).long()
-            s = th.where(self._place < counts[:, self._lane], s, 2 * self.lane_length)
-            for name in RANDOMIZED:
-                uniform = th.rand(n, self.vehicles, generator=generator, dtype=self.torch_dtype)
-                constants.append(getattr(self.idm, name) * (1 + self.spread * (2 * uniform - 1)))
-        pace = [x[:, None].to(s), self._centers[lanes, None], zeros, zeros]
-        return th.cat([*pace, s, th.zeros_like(s), *constants], dim=1)
+        start = self._starts[lanes]
+        if not self.randomize:
+            return start
+        counts = 1 + (th.rand(n, self.lanes, generator=generator) * self._places).long()
+        pace, s, rest = start.split([4, self.vehicles, self.vehicles], dim=1)
+        s = s.where(self._place < counts[:, self._lane], 2 * self.lane_length)
+        uniform = th.rand(n, len(RANDOMIZED), self.vehicles, generator=generator, dtype=self.torch_dtype)
+        constants = self._tensor([getattr(self.idm, name) for name in RANDOMIZED])[:, None]
+        return th.cat([pace, s, rest, (constants * (1 + self.spread * (2 * uniform - 1))).flatten(1)], dim=1)
 
     def step(self, state: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        pace, s, speeds, constants = self._split(state)
-        next_pace = self._drive(pace, action)
-        next_s = s + self.dt * speeds
-        next_speeds = self._follow(pace, s, speeds, constants)
-        error = (next_speeds - self.target_speed).abs()
-        if constants is None:
-            mean_error = error.mean(1)
+        x, y, heading, speed, s, speeds, *constants = self._split(state)
+        next_pace = self._drive(x, y, heading, speed, action)
+        next_s = th.add(s, speeds, alpha=self.dt)
+        next_speeds = self._follow(x, y, speed, s, speeds, constants)
+        error = (next_speeds - self._target).abs()
+        if not self.randomize:
+            total = error.sum(1)
         else:
             present = self._present(s)
-            next_s, next_speeds = th.where(present, next_s, s), th.where(present, next_speeds, speeds)
-            mean_error = (error * present).sum(1) / present.sum(1)
-        reward = 1 - (mean_error / self.target_speed).clamp(max=1.0)
-        terminated = self._failed(next_pace.detach(), next_s.detach())
-        parts = [next_pace, next_s, next_speeds]
-        next_state = th.cat(parts if constants is None else [*parts, constants], dim=1)
-        return next_state, th.where(terminated, self.failure_reward, reward), terminated
+            next_s, next_speeds = next_s.where(present, s), next_speeds.where(present, speeds)
+            total = self.vehicles * (error * present).sum(1) / present.sum(1)
+        reward = th.relu(self._one - self._share * total)
+        with th.no_grad():
+            terminated = self._failed(next_pace[0], next_pace[1], next_s)
+        next_state = th.cat([*next_pace, next_s, next_speeds, *constants], dim=1)
+        return next_state, th.where(terminated, self._failure, reward), terminated
 
     def observe(self, state: th.Tensor) -> th.Tensor:
-        pace, s, speeds, constants = self._split(state)
-        x, y, heading, speed = pace.split(1, dim=1)
-        zeros = th.zeros_like(s)
+        x, y, heading, speed, s, speeds, *_ = self._split(state)
+        own, zeros = th.zeros_like(x), th.zeros_like(s)
         away, aside = s - x, self._y - y
-        if constants is not None:
+        if self.randomize:
             present = self._present(s)
             away, aside, speeds = (part.where(present, 0.0) for part in (away, aside, speeds))
-        own = zeros[:, :1]
         return th.cat([own, away, own, aside, speed * heading.cos(), speeds, speed * heading.sin(), zeros], dim=1)
 
-    def _split(self, state: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor | None]:
-        """:return: pace car (n, 4), positions (n, N), speeds (n, N) and, if random, the drivers' constants (n, 5 N)"""
-        n = self.vehicles
-        pace, s, speeds, constants = state.split([4, n, n, self.state_size - 4 - 2 * n], dim=1)
-        return pace, s, speeds, constants if self.randomize else None
+    def _split(self, state: th.Tensor) -> tuple[th.Tensor, ...]:
+        """:return: x, y, ψ, v (n, 1) each, s, v of the others (n, N) each, with ``randomize`` the constants (n, N) each"""
+        return state.split_with_sizes([1, 1, 1, 1] + [self.vehicles] * ((self.state_size - 4) // self.vehicles), dim=1)
 
     def _present(self, s: th.Tensor) -> th.Tensor:
         """:return: which places are taken, (n, N)"""
         return s.detach() < self.lane_length
 
-    def _drive(self, pace: th.Tensor, action: th.Tensor) -> th.Tensor:
-        """One explicit Euler step of the kinematic bicycle whose centre is halfway between its axles, (n, 4)."""
-        x, y, heading, speed = pace.split(1, dim=1)
-        steering, push = action.clamp(-1.0, 1.0).split(1, dim=1)
-        slip = ((self.max_steering * steering).tan() / 2).atan()
-        push = self.max_acceleration * push
-        push = th.where(speed > self.max_speed, push.maximum(self.max_speed - speed), push)
-        push = th.where(speed < -self.max_speed, push.minimum(-self.max_speed - speed), push)
-        travel, course = self.dt * speed, heading + slip
-        turn = travel * slip.sin() / (self.length / 2)
-        return th.cat([x + travel * course.cos(), y + travel * course.sin(), heading + turn, speed + self.dt * push], dim=1)
+    def _drive(
+        self, x: th.Tensor, y: th.Tensor, heading: th.Tensor, speed: th.Tensor, action: th.Tensor
+    ) -> tuple[th.Tensor, ...]:
+        """One explicit Euler step of the kinematic bicycle, its centre halfway between the axles: x, y, ψ, v, (n, 1) each."""
+        steering, push = (self._controls * action.clamp(-1.0, 1.0)).split_with_sizes([1, 1], dim=1)
+        slip = (self._half * steering.tan()).atan()
+        bound = speed.clamp(-self.max_speed, self.max_speed) - speed
+        push = th.where(push * bound > bound.square(), bound, push)
+        course = heading + slip
+        return (
+            th.addcmul(x, speed, course.cos(), value=self.dt),
+            th.addcmul(y, speed, course.sin(), value=self.dt),
+            th.addcmul(heading, speed, slip.sin(), value=self.dt / (self.length / 2)),
+            th.add(speed, push, alpha=self.dt),
+        )
 
-    def _follow(self, pace: th.Tensor, s: th.Tensor, speeds: th.Tensor, constants: th.Tensor | None) -> th.Tensor:
+    def _follow(
+        self, x: th.Tensor, y: th.Tensor, speed: th.Tensor, s: th.Tensor, speeds: th.Tensor, constants: list[th.Tensor]
+    ) -> th.Tensor:
         """The others' next speeds, (n, N): everybody follows the vehicle ahead, or the pace car if it is in between."""
-        x, y, _, speed = pace.split(1, dim=1)
-        driver = self.idm
-        if constants is None:
-            ahead, ahead_speed = s[:, self._ahead] + self._free, speeds[:, self._ahead]
-        else:
-            driver = replace(driver, **dict(zip(RANDOMIZED, constants.split(self.vehicles, dim=1))))
-            # Nobody is ahead where the place ahead is empty, either.
-            itself = ~self._present(s)[:, self._ahead] | (self._free > 0)
-            ahead = th.where(itself, s + self.lane_length + self.length, s[:, self._ahead])
-            ahead_speed = th.where(itself, speeds, speeds[:, self._ahead])
+        ahead, ahead_speed = s.index_select(1, self._ahead) + self._free, speeds.index_select(1, self._ahead)
+        driver = self._driver
+        if self.randomize:
+            driver = self._drivers(constants)
+            # Where the place ahead is empty nobody is ahead, either.
+            alone = ~self._present(s)[:, self._ahead]
+            ahead, ahead_speed = th.where(alone, s + self._lap, ahead), th.where(alone, speeds, ahead_speed)
+        offset = y - self._y
         blocked = (x >= s) & (x <= ahead)
         if self.lane_softness == 0:
-            blocked = blocked & self._in_lane(x, y, self._y)
+            blocked = blocked & (offset.abs() < self._half_width)
         leader, leader_speed = th.where(blocked, x, ahead), th.where(blocked, speed, ahead_speed)
-        following = next_speed(driver, self.dt, speeds, leader - s - self.length, speeds - leader_speed)
+        following = next_speed(driver, self.dt, speeds, leader - s - self._length, speeds - leader_speed)
         if self.lane_softness == 0:
             return following
-        without = next_speed(driver, self.dt, speeds, ahead - s - self.length, speeds - ahead_speed)
-        offset, half = y - self._y, self.lane_width / 2
-        membership = ((offset + half) / self.lane_softness).sigmoid() - ((offset - half) / self.lane_softness).sigmoid()
+        without = next_speed(driver, self.dt, speeds, ahead - s - self._length, speeds - ahead_speed)
+        upper, lower = ((offset + sign * self._half_width) / self.lane_softness for sign in (1, -1))
         # Speeds are averaged rather than accelerations, which know no bound: a trace of membership has a trace of effect.
-        return without + membership * (following - without)
+        return without + (upper.sigmoid() - lower.sigmoid()) * (following - without)
 
-    def _in_lane(self, x: th.Tensor, y: th.Tensor, centers: th.Tensor) -> th.Tensor:
-        """
-        :param x: (n, 1)
-        :param y: (n, 1)
-        :param centers: of lanes (L,)
-        :return: whether the point is in each of those lanes, (n, L)
-        """
-        beyond = x - x.clamp(0.0, self.lane_length)
-        return (y - centers).abs() + beyond.abs() < self.lane_width / 2
-
-    def _failed(self, pace: th.Tensor, s: th.Tensor) -> th.Tensor:
+    def _failed(self, x: th.Tensor, y: th.Tensor, s: th.Tensor) -> th.Tensor:
         """:return: whether collision, out of lane, too far or behind has come true, (n,)"""
-        x, y = pace[:, :1], pace[:, 1:2]
-        away = x - s
-        nearest = (away.square() + (y - self._y).square()).amin(1)
-        collision, far = nearest < self.collision_distance**2, nearest > self.max_distance**2
-        # Empty places are beyond the end of every lane.
-        behind = away.amin(1) < 0 if not self.randomize else ((away < 0) & self._present(s)).any(1)
-        return collision | far | behind | ~self._in_lane(x, y, self._centers).any(1)
+        aside = y - self._y
+        nearest = th.addcmul((x - s).square(), aside, aside).amin(1, keepdim=True)
+        collision, far = nearest < self._collision, nearest > self._far
+        if self.randomize:  # empty places are ahead of everybody
+            s = s.where(self._present(s), -self.lane_length)
+        behind = s.amax(1, keepdim=True) > x
+        # Before its start or after its end a lane is left as well, but there the pace car is behind or out of reach.
+        out = (y - self._centers).abs().amin(1, keepdim=True) >= self._half_width
+        return (collision | far | behind | out).squeeze(1)
 
     def render(self, state: th.Tensor) -> np.ndarray:
-        """The road from above around the pace car (outlined), 110 m of it; red stands, green is the target speed, blue is fast."""
-        pace, s, speeds, _ = self._split(state[None])
-        x, y, heading, speed = pace[0].tolist()
-        scale, width = 8, 880
-        middle, half_road = self.lane_width * (self.lanes - 1) / 2, self.lane_width * self.lanes / 2
-        left, right = x - 80, x + 30
-        canvas = Canvas(width, int(scale * (2 * half_road + 4)), ((left + right) / 2, middle), scale, (96, 140, 88))
-        canvas.polygon(_rectangle((x - 25, middle), 130, 2 * half_road, 0.0), (70, 70, 74))
-        for border in range(self.lanes + 1):
-            at = self.lane_width * (border - 0.5)
-            if border in (0, self.lanes):
-                canvas.polygon(_rectangle((x - 25, at), 130, 0.2, 0.0), (235, 235, 235))
-            else:
-                for dash in range(math.floor(left / 10), math.ceil(right / 10)):
-                    canvas.polygon(_rectangle((10.0 * dash, at), 3.0, 0.15, 0.0), (200, 200, 200))
-        for position, lateral, own in zip(s[0].tolist(), self._y.tolist(), speeds[0].tolist()):
-            canvas.polygon(_rectangle((position, lateral), self.length, 2.0, 0.0), self._color(own))
-        canvas.polygon(_rectangle((x, y), self.length + 0.8, 2.8, heading), (255, 255, 255))
-        canvas.polygon(_rectangle((x, y), self.length, 2.0, heading), self._color(speed))
-        return canvas.array()
-
-    def _color(self, speed: float) -> Color:
-        stops = np.array([[214, 48, 39], [60, 186, 84], [66, 116, 220]])
-        at = [0.0, self.target_speed, 2 * self.target_speed]
-        red, green, blue = (int(np.interp(speed, at, stops[:, channel])) for channel in range(3))
-        return red, green, blue
-
-
-def _rectangle(center: Point, length: float, width: float, heading: float) -> list[Point]:
-    """:return: its corners"""
-    cos, sin = math.cos(heading), math.sin(heading)
-    corners = ((length, width), (-length, width), (-length, -width), (length, -width))
-    return [(center[0] + (a * cos - b * sin) / 2, center[1] + (a * sin + b * cos) / 2) for a, b in corners]
+        x, y, heading, speed = state[:4].tolist()
+        s, speeds = (part[0].tolist() for part in self._split(state[None])[4:6])
+        vehicles = [*zip(s, self._y.tolist(), speeds), (x, y, speed)]
+        return picture(vehicles, heading, self.length, self.lanes, self.lane_width, self.target_speed)
