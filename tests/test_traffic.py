@@ -444,7 +444,7 @@ def test_randomized_episodes() -> None:
     assert problem.observation_space.shape == core("D").observation_space.shape
     states = start(problem, 400, seed=3)
     assert states.shape == (400, problem.state_size) == (400, 4 + 7 * n)
-    there = (states[:, 4 : 4 + n] < problem.lane_length).reshape(400, 4, 4)
+    there = (states[:, 4 : 4 + n] < problem.free_gap).reshape(400, 4, 4)
     assert set(there.sum(2).flatten().tolist()) == {1, 2, 3, 4}
     assert (there[:, :, :-1] >= there[:, :, 1:]).all(), "the foremost places stay empty"
     constants = states[:, 4 + 2 * n :].reshape(400, len(RANDOMIZED), n)
@@ -466,7 +466,7 @@ def test_randomized_without_spread_is_the_smaller_road() -> None:
     full = core(lanes=1, vehicles=4, randomize=True, spread=0.0)
     small = core(lanes=1, vehicles=2)
     states = start(full, 50)
-    state = states[(states[:, 4:8] < full.lane_length).sum(1) == 2][:1]
+    state = states[(states[:, 4:8] < full.free_gap).sum(1) == 2][:1]
     other = start(small)
     other[0, 0] = state[0, 0]
     for _ in range(80):

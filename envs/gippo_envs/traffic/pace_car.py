@@ -46,7 +46,7 @@ class PaceCar(FunctionalEnv):
     :param vehicles: N, spread evenly over the lanes, what remains over the first ones
     :param dt: seconds per step
     :param lane_width: m
-    :param lane_length: m; a vehicle without a leader has this gap ahead
+    :param free_gap: ahead of a vehicle without a leader, m; longer than anybody drives in an episode
     :param length: of every vehicle, m
     :param idm: the drivers' constants, numbers
     :param spacing: between the others' centres at the start, m; they stand
@@ -62,7 +62,7 @@ class PaceCar(FunctionalEnv):
     :param failure_reward: of a step that terminates
     :param randomize: draw for every episode how many vehicles are in each lane, from one to as many as it has places (the
         foremost places stay empty), and every driver's constants. The state then ends with the constants, N of each of
-        ``RANDOMIZED``; an empty place has s = 2 · ``lane_length`` and zeros in the observation.
+        ``RANDOMIZED``; an empty place has s = 2 · ``free_gap`` and zeros in the observation.
     :param spread: with ``randomize`` constants are uniform in [1 - spread, 1 + spread] times those of ``idm``
     :param lane_softness: τ in m. With τ > 0 a follower's next speed is the mean of those with the pace car in its lane and
         not, weighted by the smooth membership m_i = σ((r + w/2) / τ) - σ((r - w/2) / τ), r = y - i · w, w = ``lane_width``,
@@ -75,7 +75,7 @@ class PaceCar(FunctionalEnv):
     vehicles: int = 1
     dt: float = 0.03
     lane_width: float = 4.0
-    lane_length: float = 1e6
+    free_gap: float = 1e6
     length: float = 5.0
     idm: IDM = field(default_factory=IDM)
     spacing: float = 10.0
@@ -110,11 +110,11 @@ class PaceCar(FunctionalEnv):
         self._starts[:, 0] = self.spacing * (places - 1).clamp(min=0) + self.start_gap
         self._starts[:, 1] = self._centers
         self._starts[:, 4 : 4 + n] = self.spacing * self._place
-        # The foremost vehicle of a lane follows itself, a lane's length ahead: a free road.
+        # The foremost vehicle of a lane follows itself, far ahead: a free road.
         foremost = self._place == places[self._lane] - 1
         self._ahead = th.arange(n) + (~foremost).long()
-        self._lap = self._tensor(self.lane_length + self.length)
-        self._free = self._lap * foremost
+        self._far_ahead = self._tensor(self.free_gap + self.length)
+        self._free = self._far_ahead * foremost
         # Constants as tensors of the right type: a Python number costs a conversion, as long as the operation itself.
         self._driver = self._drivers(self._tensor(getattr(self.idm, name)) for name in RANDOMIZED)
         self._controls = self._tensor([self.max_steering, self.max_acceleration])
@@ -168,7 +168,7 @@ class PaceCar(FunctionalEnv):
             return start
         counts = 1 + (th.rand(n, self.lanes, generator=generator) * self._places).long()
         pace, s, rest = start.split([4, self.vehicles, self.vehicles], dim=1)
-        s = s.where(self._place < counts[:, self._lane], 2 * self.lane_length)
+        s = s.where(self._place < counts[:, self._lane], 2 * self.free_gap)
         uniform = th.rand(n, len(RANDOMIZED), self.vehicles, generator=generator, dtype=self.torch_dtype)
         constants = self._tensor([getattr(self.idm, name) for name in RANDOMIZED])[:, None]
         return th.cat([pace, s, rest, (constants * (1 + self.spread * (2 * uniform - 1))).flatten(1)], dim=1)
@@ -206,7 +206,7 @@ class PaceCar(FunctionalEnv):
 
     def _present(self, s: th.Tensor) -> th.Tensor:
         """:return: which places are taken, (n, N)"""
-        return s.detach() < self.lane_length
+        return s.detach() < self.free_gap
 
     def _drive(
         self, x: th.Tensor, y: th.Tensor, heading: th.Tensor, speed: th.Tensor, action: th.Tensor
@@ -234,7 +234,7 @@ class PaceCar(FunctionalEnv):
             driver = self._drivers(constants)
             # Where the place ahead is empty nobody is ahead, either.
             alone = ~self._present(s)[:, self._ahead]
-            ahead, ahead_speed = th.where(alone, s + self._lap, ahead), th.where(alone, speeds, ahead_speed)
+            ahead, ahead_speed = th.where(alone, s + self._far_ahead, ahead), th.where(alone, speeds, ahead_speed)
         offset = y - self._y
         blocked = (x >= s) & (x <= ahead)
         if self.lane_softness == 0:
@@ -254,9 +254,9 @@ class PaceCar(FunctionalEnv):
         nearest = th.addcmul((x - s).square(), aside, aside).amin(1, keepdim=True)
         collision, far = nearest < self._collision, nearest > self._far
         if self.randomize:  # empty places are ahead of everybody
-            s = s.where(self._present(s), -self.lane_length)
+            s = s.where(self._present(s), -self.free_gap)
         behind = s.amax(1, keepdim=True) > x
-        # Before its start or after its end a lane is left as well, but there the pace car is behind or out of reach.
+        # Lanes end at 0 and 10⁶ m as well, but there the pace car is behind somebody, or out of reach.
         out = (y - self._centers).abs().amin(1, keepdim=True) >= self._half_width
         return (collision | far | behind | out).squeeze(1)
 
