@@ -39,3 +39,12 @@ register_functional("AckleyContext-v0", "gippo_envs.functions:AckleyContext")
 register_functional("Rosenbrock-v0", "gippo_envs.functions:Rosenbrock", dim=2)
 register_functional("Rastrigin-v0", "gippo_envs.functions:Rastrigin", dim=2)
 register_functional("CartPoleSwingUp-v0", "gippo_envs.physics.cartpole:CartPoleSwingUp", max_episode_steps=240)
+register_functional("PaceCar-v0", "gippo_envs.traffic.pace_car:PaceCar", max_episode_steps=1000)
+for _scenario, _lanes, _vehicles in (("A", 1, 1), ("B", 2, 4), ("C", 3, 9), ("D", 4, 16), ("E", 10, 10)):
+    register_functional(
+        f"PaceCar{_scenario}-v0",
+        "gippo_envs.traffic.pace_car:PaceCar",
+        max_episode_steps=1000,
+        lanes=_lanes,
+        vehicles=_vehicles,
+    )

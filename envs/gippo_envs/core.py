@@ -157,6 +157,14 @@ def _build(core: str | Callable[..., FunctionalEnv], constants: dict[str, Any]) 
     return creator(**constants)
 
 
+def _check_render_mode(render_mode: str | None) -> None:
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(
+            f'render_mode must be None or "rgb_array", not {render_mode!r}: for a window around one environment use '
+            'gymnasium.make(..., render_mode="human").'
+        )
+
+
 def _generator(np_random: np.random.Generator) -> th.Generator:
     """A torch generator of the environment's own, seeded from Gymnasium's."""
     return th.Generator().manual_seed(int(np_random.integers(2**63 - 1)))
@@ -167,7 +175,8 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
     One environment of a functional core, with the gradient channel.
 
     :param core: a :class:`FunctionalEnv` class, or where to import it from (``"module:Class"``)
-    :param render_mode: ``None`` or ``"rgb_array"``
+    :param render_mode: ``None`` or ``"rgb_array"``; ``gymnasium.make(..., render_mode="human")`` opens a window around it, by
+        Gymnasium's ``HumanRendering``, which needs pygame
     :param differentiable: whether ``step`` returns ``info["grad"]``; the other numbers are the same either way
     :param stagger: taken so that one set of keywords makes both faces; one environment has no phase to be out of
     :param constants: fields of the core
@@ -183,6 +192,7 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
         stagger: bool = False,
         **constants: Any,
     ):
+        _check_render_mode(render_mode)
         self.core = _build(core, constants)
         self.observation_space = self.core.observation_space
         self.action_space = self.core.action_space
@@ -271,6 +281,7 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         stagger: bool = False,
         **constants: Any,
     ):
+        _check_render_mode(render_mode)
         self.core = _build(core, constants)
         if num_envs != int(num_envs) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, not {num_envs}.")
@@ -374,4 +385,4 @@ def _as_action(action: Any, core: FunctionalEnv, n: int) -> th.Tensor:
     array = np.asarray(action)
     if array.size != n * core.action_dim:
         raise ValueError(f"{n} action(s) of shape {core.action_space.shape} were expected, not an array {array.shape}.")
-    return th.tensor(array.reshape(n, core.action_dim), dtype=core.torch_dtype)
+    return th.from_numpy(np.array(array, dtype=core.dtype).reshape(n, core.action_dim))

@@ -34,7 +34,7 @@ def make_vec_env(
 ) -> VecEnv:
     """
     Like SB3's ``make_vec_env``, with its arguments. An id that has a batched torch form becomes a :class:`TorchVecEnv`,
-    unless a ``vec_env_cls``, a wrapper or Monitor's arguments ask for separate environments.
+    unless a ``vec_env_cls``, a wrapper, Monitor's arguments or ``render_mode="human"`` ask for separate environments.
 
     :return: the vectorised environment
     """
@@ -83,6 +83,8 @@ def from_env_fns(env_fns: Sequence[Callable[[], gym.Env]]) -> VecEnv:
 def _batched_spec(env: gym.Env) -> EnvSpec | None:
     """:return: what to make the batched form of ``env`` from; ``None`` if it has none, or would lose what wraps ``env``"""
     if type(env) is not Monitor or env.info_keywords or env.reset_keywords:
+        return None
+    if isinstance(env.env, gym.wrappers.HumanRendering):  # Gymnasium's window shows one separate environment
         return None
     spec = env.env.spec
     if spec is None or spec.additional_wrappers or spec.vector_entry_point != BATCHED:

@@ -1,0 +1,1 @@
+"""Differentiable road traffic."""
