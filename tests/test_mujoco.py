@@ -357,6 +357,7 @@ def hopper() -> gym.Env:
     return MujocoGradient(gym.make("Hopper-v5"))
 
 
+COARSE: dict[str, Any] = {"epsilon": 1e-3, "central": True}
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "seed": 1, "device": "cpu"}
 
 
@@ -400,6 +401,27 @@ def test_subprocesses_give_the_same_gradients() -> None:
 def test_what_gradients_cannot_follow_is_noticed(make: Callable[[], gym.Env]) -> None:
     with pytest.raises(GradientChannelError):
         GIPPO("MlpPolicy", make(), **SMALL).learn(16)
+
+
+@pytest.mark.parametrize("rounded", ["actions", "observation", "reward"])
+def test_tasks_that_round_to_float32_are_told_so(rounded: str) -> None:
+    class Rounding(Juggler):
+        def step(self, action: Any) -> Any:
+            observation, reward, *rest = super().step(np.float32(action) if rounded == "actions" else action)
+            if rounded == "observation":
+                observation = observation.astype(np.float32)
+            return observation, np.float32(reward) if rounded == "reward" else reward, *rest
+
+    fine, coarse = (MujocoGradient(Rounding(), differentiable=True, **kwargs) for kwargs in ({}, COARSE))
+    fine.reset(seed=0)
+    with pytest.raises(GradientChannelError, match=f"Rounding .* its {rounded}.* float32, which hides differences"):
+        fine.step(np.array([0.3, -0.4], dtype=np.float32))
+    exact = MujocoGradient(Juggler(), differentiable=True)
+    grads = []
+    for env in (exact, coarse):
+        env.reset(seed=0)
+        grads.append(as_matrix(env.step(np.array([0.3, -0.4], dtype=np.float32))[4]["grad"]))
+    assert relative_error(grads[1], grads[0]) < 0.02
 
 
 def test_other_environments_are_refused() -> None:

@@ -21,6 +21,9 @@ from sb3_gippo.wrappers.coordinates import PARTS, Coordinates
 from sb3_gippo.wrappers.differences import stencil
 from sb3_gippo.wrappers.probe import Probe
 
+COARSE_EPSILON = 1e-4
+"""differences of at least this step may be taken through numbers rounded to float32"""
+
 
 class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """
@@ -41,7 +44,8 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
     :param threads: how many perturbed steps are made at a time, each thread with a twin of the task; several environments in
         a ``SubprocVecEnv`` use the cores better
     :raises TypeError: for another environment
-    :raises GradientChannelError: in ``step``, where the values the gradient was taken at are not those of the step itself
+    :raises GradientChannelError: in ``step``, where the values the gradient was taken at are not those of the step itself, or
+        the task rounds to float32 what differences are taken of
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         unbounded = np.full(self._coordinates.size, np.inf)
         self._bounds = np.concatenate([-unbounded, space.low.ravel()]), np.concatenate([unbounded, space.high.ravel()])
         self._probes = [Probe(self.task, self._coordinates, twin=self.threads > 1) for _ in range(self.threads)]
+        self._precise = self.epsilon >= COARSE_EPSILON
 
     @property
     def coordinates(self) -> Coordinates:
@@ -116,18 +121,27 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if not self.differentiable:
             return self.env.step(action)
         grad = self._derivatives(np.array(action, dtype=np.float64))
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        for name, taken_at, real in (
-            ("observation", grad["obs"], np.ravel(observation)),
-            ("reward", grad["reward"], np.float64(reward)),
-        ):
-            if taken_at.shape != real.shape or (np.abs(taken_at - real) > 1e-5 + 1e-4 * np.abs(real)).any():
-                raise GradientChannelError(
-                    f"The step of {type(self.task).__name__}, made twice from the same state, gave another {name}: a wrapper "
-                    "inside of MujocoGradient changes actions, observations or rewards, or the task keeps what it depends on "
-                    "where it cannot be put back (outside of the task, or with threads > 1 as views of MuJoCo's arrays)."
-                )
-        return observation, reward, terminated, truncated, {**info, "grad": grad}
+        outcome = self.env.step(action)
+        self._check("observation", grad["obs"], np.ravel(outcome[0]))
+        self._check("reward", grad["reward"], np.asarray(outcome[1]))
+        return *outcome[:4], {**outcome[4], "grad": grad}
+
+    def _check(self, name: str, taken_at: np.ndarray, real: np.ndarray) -> None:
+        """:raises GradientChannelError: if a gradient cannot be that of the step that was made"""
+        if taken_at.shape != real.shape or (np.abs(taken_at - real) > 1e-5 + 1e-4 * np.abs(real)).any():
+            raise GradientChannelError(
+                f"The step of {type(self.task).__name__}, made twice from the same state, gave another {name}: a wrapper "
+                "inside of MujocoGradient changes actions, observations or rewards, or the task keeps what it depends on "
+                "where it cannot be put back (outside of the task, or with threads > 1 as views of MuJoCo's arrays)."
+            )
+        if real.dtype.kind == "f" and real.dtype.itemsize < 8 and self.epsilon < COARSE_EPSILON:
+            raise GradientChannelError(self._too_coarse(f"returns its {name} as {real.dtype}"))
+
+    def _too_coarse(self, what: str) -> str:
+        return (
+            f"{type(self.task).__name__} {what}, which hides differences of {self.epsilon:.1e}: let it compute in float64, or "
+            "(less exact) wrap it by MujocoGradient(env, epsilon=1e-3, central=True)."
+        )
 
     def _derivatives(self, action: np.ndarray) -> dict[str, np.ndarray]:
         """:return: ``info["grad"]`` of the step that is about to be made"""
@@ -168,6 +182,8 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
             for probe in self._probes:
                 probe.remember()
             values = self._probes[0].step(action.copy())
+            if not self._precise:
+                self._precise = self._takes_float64(action, values)
             if self.threads == 1:
                 run(0)
             else:
@@ -176,3 +192,17 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         finally:
             self._probes[0].restore()
         return np.stack([values, *outcomes])
+
+    def _takes_float64(self, action: np.ndarray, values: np.ndarray) -> bool:
+        """
+        :param action: as sent, numbers that float32 can hold
+        :param values: what it gives
+        :return: whether the task was seen to react to changes that float32 would hide
+        :raises GradientChannelError: if it reacts to others only
+        """
+        probe = self._probes[0]
+        if (probe.step(action * (1 + 2**-27)) != values).any():
+            return True
+        if (probe.step(action * (1 + 2**-10)) != values).any():
+            raise GradientChannelError(self._too_coarse("rounds its actions to float32"))
+        return False

@@ -42,10 +42,10 @@ class Probe:
     def remember(self) -> None:
         """Take note of the task as it is."""
         task = self.task
+        generator = task.np_random  # it may come into being here
         mujoco.mj_copyData(self.before, task.model, task.data)
         self.attributes = dict(vars(task))
         self.data = task.data if self.own_data is None else self.own_data
-        generator = task.np_random
         if self.generator is None or type(generator.bit_generator) is not type(self.generator.bit_generator):
             self.generator = copy.deepcopy(generator)
         self.random_state = generator.bit_generator.state
