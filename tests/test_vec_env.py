@@ -116,7 +116,7 @@ def test_the_form_is_chosen_by_what_is_asked_for() -> None:
         env = make_vec_env("CartPoleSwingUp-v0", 2, **kwargs)  # type: ignore[arg-type]
         assert isinstance(env, DummyVecEnv) and env.num_envs == 2
     assert isinstance(make_vec_env("Pendulum-v1", 2), DummyVecEnv)
-    assert isinstance(make_vec_env(lambda: gym.make("DeJong-v0"), 2), DummyVecEnv)
+    assert isinstance(make_vec_env(lambda: gym.make("DeJong-v0"), 2), TorchVecEnv)
     env = make_vec_env("DeJong-v0", 2, env_kwargs={"dim": 7}, vec_env_cls=DummyVecEnv)
     assert env.action_space.shape == (7,)
     assert make_vec_env("DeJong-v0", 2, env_kwargs={"dim": 7}).action_space.shape == (7,)

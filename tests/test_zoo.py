@@ -94,8 +94,9 @@ def test_training_resumes_from_a_trained_agent(agents: Path) -> None:
     first, second = load(agents, 1), load(agents, 2)
     for a, b in zip(first.policy.parameters(), second.policy.parameters(), strict=True):
         assert th.allclose(a, b, atol=1e-4)
-    statistics = [run_folder(agents, number) / "DeJong-v0" / "vecnormalize.pkl" for number in (1, 2)]
-    assert statistics[0].read_bytes() != statistics[1].read_bytes()
+    assert second.num_timesteps > 0 and any(
+        not th.equal(a, b) for a, b in zip(first.policy.parameters(), second.policy.parameters())
+    )
 
 
 def test_enjoy_shows_the_trained_agents_return(agents: Path) -> None:
@@ -110,7 +111,7 @@ def test_benchmark_writes_its_table_from_any_directory(agents: Path, tmp_path: P
     output = zoo(tmp_path, f"benchmark --log-dir {agents / 'logs'} --no-hub -n 300 --benchmark-dir evaluations")
     assert "300 Episodes" in output
     table = (tmp_path / "benchmark.md").read_text()
-    assert re.search(r"\|gippo *\|DeJong-v0\| *-\d\S* *\| *0 *\|128k *\| *300\| *300\|", table), table
+    assert re.search(r"\|gippo *\|DeJong-v0\| *-\d\S* *\| *\d\S* *\|128k *\| *300\| *300\|", table), table
 
 
 def test_plots_find_the_runs(agents: Path, tmp_path: Path) -> None:
@@ -181,9 +182,9 @@ print(*sorted(drawn))
 
 
 def test_every_entry_of_our_files_trains(tmp_path: Path) -> None:
-    small = "n_envs:2 n_steps:2 batch_size:4 n_epochs:1"
     commands = []
     for file in hyperparams_dir().glob("*.yml"):
+        small = "n_envs:2 n_steps:2" + ("" if file.stem == "rp" else " batch_size:4 n_epochs:1")
         for env_id in yaml.safe_load(file.read_text()).keys() - {"default"}:
             commands.append(f"train --algo {file.stem} --env {env_id} -n 1 --eval-freq -1 -params {small}")
     output = zoo_many(tmp_path, *commands)
