@@ -48,8 +48,8 @@ NAMES = {
 }
 INTRODUCTION = """# Results
 
-Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `benchmarks/run.py` writes with
-`hyperparams/`. *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of the
+Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `benchmarks/run.py` writes, with
+the settings in `hyperparams/`. *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of the
 stochastic policy during training. *Deterministic* is the mean return of 256 episodes of the final policy's means.
 Seconds are wall-clock on two shared CPU cores, one torch thread a run. {versions}.
 """
@@ -82,7 +82,7 @@ def table(env_id: str, runs: Runs) -> list[str]:
     """:return: the lines of a table, a variant a line"""
     rows = [(algo, runs[env_id, algo]) for algo in VARIANTS if (env_id, algo) in runs]
     steps = int(rows[0][1][0]["steps"])
-    lines = [f"### {env_id}, {steps:,} steps".replace(",", " "), ""]
+    lines = [f"### {env_id}, {steps // 1000} k steps", ""]
     reference = PAPER.get(env_id)
     if reference is not None:
         lines += ["The paper: GI-PPO {:g}, PPO {:g}, RP {:g}.".format(*reference), ""]
