@@ -48,9 +48,9 @@ NAMES = {
 }
 INTRODUCTION = """# Results
 
-Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `benchmarks/run.py` writes, with
-the settings in `hyperparams/`. *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of the
-stochastic policy during training. *Deterministic* is the mean return of 256 episodes of the final policy's means.
+Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `benchmarks/run.py` writes, with the
+settings in `hyperparams/`. *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of
+the stochastic policy during training. *Deterministic* is the mean return of 256 episodes of the final policy's means.
 Seconds are wall-clock on two shared CPU cores, one torch thread a run. {versions}.
 """
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
