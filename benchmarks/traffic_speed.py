@@ -1,4 +1,4 @@
-"""Speed of the traffic environments on one core: steps forward, and transitions whose gradient is taken.
+"""Speed of the traffic environments in processor time on one core: steps forward, and transitions with their gradient.
 
 python benchmarks/traffic_speed.py --env PaceCarC-v0
 """

@@ -326,9 +326,10 @@ def test_failures_terminate(reason: str, pace: tuple[float, float, float, float]
     if reason == "behind":
         state[1] = -1.0
     env.unwrapped.set_state(state)  # type: ignore[attr-defined]
-    expected = simulate(env.unwrapped.core, state, action)[3]  # type: ignore[attr-defined]
+    following, _, _, failures = simulate(env.unwrapped.core, state, action)  # type: ignore[attr-defined]
     _, reward, terminated, truncated, info = env.step(action)
-    assert reason in expected
+    assert reason in failures
+    np.testing.assert_allclose(env.unwrapped.get_state(), following, rtol=1e-10)  # type: ignore[attr-defined]
     assert (reward, terminated, truncated) == (-1.0, True, False)
     assert not info["grad"]["reward_state"].any()
 

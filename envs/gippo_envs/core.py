@@ -7,6 +7,7 @@ Gymnasium vector environment that keeps the one-step graph (:class:`BatchedEnv`)
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -82,7 +83,7 @@ class FunctionalEnv(ABC):
     @property
     def action_dim(self) -> int:
         """:return: m, the length of the action"""
-        return int(np.prod(self.action_space.shape))
+        return math.prod(self.action_space.shape)
 
     def box(self, low: float, high: float, size: int) -> spaces.Box:
         """
@@ -348,8 +349,9 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._state = step.next_state.detach()
         self._episode_steps += 1
         terminated = step.terminated.numpy().copy()
-        truncated = np.zeros(self.num_envs, dtype=bool)
-        if self.max_episode_steps is not None:
+        if self.max_episode_steps is None:
+            truncated = np.zeros(self.num_envs, dtype=bool)
+        else:
             truncated = (self._episode_steps >= self.max_episode_steps) & ~terminated
         observation = step.observation.detach().numpy().copy()
         infos: dict[str, Any] = {}

@@ -113,8 +113,7 @@ class PaceCar(FunctionalEnv):
         # The foremost vehicle of a lane follows itself, far ahead: a free road.
         foremost = self._place == places[self._lane] - 1
         self._ahead = th.arange(n) + (~foremost).long()
-        self._far_ahead = self._tensor(self.free_gap + self.length)
-        self._free = self._far_ahead * foremost
+        self._free = self._tensor(self.free_gap + self.length) * foremost
         # Constants as tensors of the right type: a Python number costs a conversion, as long as the operation itself.
         self._driver = self._drivers(self._tensor(getattr(self.idm, name)) for name in RANDOMIZED)
         self._controls = self._tensor([self.max_steering, self.max_acceleration])
@@ -229,12 +228,8 @@ class PaceCar(FunctionalEnv):
     ) -> th.Tensor:
         """The others' next speeds, (n, N): everybody follows the vehicle ahead, or the pace car if it is in between."""
         ahead, ahead_speed = s.index_select(1, self._ahead) + self._free, speeds.index_select(1, self._ahead)
-        driver = self._driver
-        if self.randomize:
-            driver = self._drivers(constants)
-            # Where the place ahead is empty nobody is ahead, either.
-            alone = ~self._present(s)[:, self._ahead]
-            ahead, ahead_speed = th.where(alone, s + self._far_ahead, ahead), th.where(alone, speeds, ahead_speed)
+        # An empty place ahead is far enough away to be a free road as well.
+        driver = self._drivers(constants) if self.randomize else self._driver
         offset = y - self._y
         blocked = (x >= s) & (x <= ahead)
         if self.lane_softness == 0:
