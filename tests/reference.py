@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from gippo_envs.core import FunctionalEnv, SingleEnv
-from sb3_gippo.gippo.policies import MlpPolicy
+from sb3_gippo.common.policies import MlpPolicy
 
 
 @dataclass

@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_gippo import GIPPO, make_vec_env
-from sb3_gippo.gippo.policies import LOG_STD_MAX, LOG_STD_MIN, MlpPolicy
+from sb3_gippo.common.policies import LOG_STD_MAX, LOG_STD_MIN, MlpPolicy
 from tests.reference import linear_quadratic
 
 SQUASHED: dict[str, Any] = {"policy_kwargs": {"squash_actions": True}}

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -17,7 +17,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.distributions import DiagGaussianDistribution, SquashedDiagGaussianDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import polyak_update
@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_gippo.common.actor import actor_parameters
 from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
 from sb3_gippo.common.critic import CriticMemory, fit_critic
+from sb3_gippo.common.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_gippo.common.sweep import action_gradients
 from sb3_gippo.common.tap import GradientTap, check_advantages
 from sb3_gippo.common.workers import close_if_worker_died
@@ -37,6 +38,12 @@ class GradientPPO(PPO):
 
     Subclasses set the hyper-parameters below and say by ``_wants_gradients`` whether gradients are to be asked for.
     """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
 
     rollout_buffer: RolloutBuffer
     max_action_grad_norm: float | None
@@ -94,8 +101,8 @@ class GradientPPO(PPO):
         """
         self._actor = actor_parameters(self.policy)
         actor = [*self._actor.mean, *self._actor.std]
-        rest = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
-        self.policy.critic_optimizer = th.optim.Adam(rest, eps=1e-5)  # type: ignore[assignment]
+        self._critic = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
+        self.policy.critic_optimizer = th.optim.Adam(self._critic, eps=1e-5)  # type: ignore[assignment]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
@@ -106,7 +113,7 @@ class GradientPPO(PPO):
         return state_dicts, variables
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_actor"]
+        return [*super()._excluded_save_params(), "_actor", "_critic"]
 
     def _unsupported(self) -> str | None:
         """:return: why gradients cannot be used here, whatever the environment offers; ``None`` if they can"""

@@ -1,4 +1,4 @@
+from sb3_gippo.common.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_gippo.gippo.gippo import GIPPO
-from sb3_gippo.gippo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 __all__ = ["GIPPO", "CnnPolicy", "MlpPolicy", "MultiInputPolicy"]

@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_gippo.common.optimizers import restore, snapshot
-from sb3_gippo.gippo.policies import LOG_STD_MIN
+from sb3_gippo.common.policies import LOG_STD_MIN
 
 MIN_LEARNING_RATE = 1e-5
 """the published fit's learning rate is not reduced below"""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
@@ -26,7 +26,6 @@ from sb3_gippo.gippo.alpha import (
     virtual_log_prob,
 )
 from sb3_gippo.gippo.fit import AdamFit, clamp_log_std
-from sb3_gippo.gippo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_gippo.gippo.trust_region import Gaussian, TrustRegion, fit_displacement, natural_displacement, pull_back, std_freedom
 
 CONTROLLERS: dict[str, Any] = {"trust_region": AgreementController, "adam": PublishedController}
@@ -101,12 +100,6 @@ class GIPPO(GradientPPO):
         update; ``None`` for the critic itself
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     """
-
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": MlpPolicy,
-        "CnnPolicy": CnnPolicy,
-        "MultiInputPolicy": MultiInputPolicy,
-    }
 
     def __init__(
         self,
@@ -245,8 +238,7 @@ class GIPPO(GradientPPO):
         betas = (0.7, 0.95) if self.alpha_solver == "adam" else (0.9, 0.99)
         self.policy.alpha_optimizer = th.optim.Adam(actor, lr=1e-3, betas=betas)  # type: ignore[assignment]
         # Mean and σ have learning rates of their own in the PPO step.
-        rest = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
-        groups = [{"params": group} for group in (self._actor.mean, self._actor.std, rest)]
+        groups = [{"params": group} for group in (*self._actor, self._critic)]
         optimizer_class, kwargs = self.policy.optimizer_class, self.policy.optimizer_kwargs
         self.policy.optimizer = optimizer_class(groups, lr=self.lr_schedule(1.0), **kwargs)  # type: ignore[call-arg]
 
@@ -266,8 +258,7 @@ class GIPPO(GradientPPO):
             assert isinstance(self.rollout_buffer, GradientRolloutBuffer)
             batch = self.rollout_buffer.gradient_batch()
             self.policy.set_training_mode(False)
-            self._alpha_step(batch)
-            self._ppo_step(batch)
+            self._ppo_step(batch, start=self._alpha_step(batch))
             self._critic_fit(batch)
             return
         if self._gradients_unusable:
@@ -283,19 +274,22 @@ class GIPPO(GradientPPO):
         remaining = max(self._current_progress_remaining, 1e-3)
         return self.alpha_kl * remaining, self.std_kl * remaining
 
-    def _alpha_step(self, batch: GradientBatch) -> None:
-        """Fit the α-policy, judge it, move α, and put log π_h where PPO looks for the old policy's log-probabilities."""
+    def _alpha_step(self, batch: GradientBatch) -> Gaussian:
+        """
+        Fit the α-policy, judge it, move α, and put log π_h where PPO looks for the old policy's log-probabilities.
+
+        :return: the policy as it is then, on the batch
+        """
         controller, buffer = self.alpha_controller, self.rollout_buffer
         assert controller is not None
-        with th.no_grad():
-            old = self.gaussian(batch.observations)
+        old, last_layer = self._gaussian_and_last_layer(batch.observations)
         alpha = controller.alpha
         whitened = old[1] * batch.action_gradients
         if isinstance(controller, PublishedController):
             loss_ratio = self._published_fit(controller, batch, old)
         else:
-            loss_ratio = self._trust_region_fit(alpha, batch, old, whitened)
-        diagnostics = None
+            loss_ratio = self._trust_region_fit(alpha, batch, old, whitened, last_layer)
+        diagnostics, new = None, old
         if loss_ratio is not None:
             with th.no_grad():
                 new = self.gaussian(batch.observations)
@@ -314,6 +308,7 @@ class GIPPO(GradientPPO):
             buffer.log_probs = virtual.cpu().numpy().astype(np.float32)
         decision = controller.update(diagnostics)
         self._log_alpha_step(alpha, loss_ratio, decision, diagnostics)
+        return new
 
     def _published_fit(self, controller: PublishedController, batch: GradientBatch, old: Gaussian) -> float | None:
         nominal = self._alpha_lr_schedule(self._current_progress_remaining)
@@ -329,11 +324,15 @@ class GIPPO(GradientPPO):
             controller.adapt_learning_rate(rate / nominal)
         return loss_ratio if loss_ratio < 1 else None
 
-    def _trust_region_fit(self, alpha: float, batch: GradientBatch, old: Gaussian, whitened: th.Tensor) -> float | None:
+    def _trust_region_fit(
+        self, alpha: float, batch: GradientBatch, old: Gaussian, whitened: th.Tensor, last_layer: th.Tensor
+    ) -> float | None:
         region = self.trust_region
         assert region is not None
-        region.update_std_freedom(std_freedom(self._last_layer(batch.observations), batch.noise, whitened))
+        region.update_std_freedom(std_freedom(last_layer, batch.noise, whitened))
         self.logger.record("train/std_freedom", region.std_freedom)
+        if alpha == 0:
+            return 1.0  # no step; the gradients are judged all the same
         kl, std_kl = (alpha**2 * budget for budget in self._budgets)
         remaining = max(self._current_progress_remaining, 0.0)
         return fit_displacement(
@@ -351,24 +350,22 @@ class GIPPO(GradientPPO):
             region.trusted_std_freedom(alpha),
         )
 
-    def _last_layer(self, observations: th.Tensor) -> th.Tensor:
-        """:return: what the mean's last linear layer receives, (n, p)"""
+    def _gaussian_and_last_layer(self, observations: th.Tensor) -> tuple[Gaussian, th.Tensor]:
+        """:return: the policy's Gaussian, and what the mean's last linear layer receives for it (n, p)"""
         inputs: list[th.Tensor] = []
         hook = self.policy.action_net.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         with th.no_grad():
-            self.gaussian(observations)
+            gaussian = self.gaussian(observations)
         hook.remove()
-        return inputs[0]
+        return gaussian, inputs[0]
 
-    def _ppo_step(self, batch: GradientBatch) -> None:
+    def _ppo_step(self, batch: GradientBatch, start: Gaussian) -> None:
         """PPO's update, held within its share of the trust region; minibatches whose gradient is not finite are left out."""
         region = self.trust_region
         if region is None:
             self._finite_ppo_update()
         else:
             assert self.alpha_controller is not None
-            with th.no_grad():
-                start = self.gaussian(batch.observations)
             values = [[p.detach().clone() for p in group] for group in self._actor]
             self._finite_ppo_update()
             self.policy.set_training_mode(False)

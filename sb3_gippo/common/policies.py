@@ -1,4 +1,4 @@
-"""The policies of GIPPO: SB3's own, with a tanh squash, a state-dependent σ and layer normalisation by keyword."""
+"""The policies: SB3's own, with a tanh squash, a state-dependent σ and layer normalisation by keyword."""
 
 from __future__ import annotations
 
