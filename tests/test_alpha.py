@@ -213,6 +213,24 @@ def test_control_by_agreement_follows_the_evidence() -> None:
     assert controller.update(None) == "fit_failed" and controller.alpha == 0.1
 
 
+def test_an_alpha_that_disagreement_lowered_to_its_floor_is_zero_and_returns() -> None:
+    """A small α-step is not harmless where the gradients mislead for good."""
+    useless, agreeing = (diagnostics(agreement=slope, agreement_error=0.05) for slope in (0.0, 1.0))
+    controller = AgreementController(SETTINGS)
+    alphas = []
+    for _ in range(20):
+        controller.update(useless)
+        alphas.append(controller.alpha)
+    assert alphas[-1] == 0 and all(alpha == 0 or alpha >= controller.MIN_ALPHA for alpha in alphas)
+    while controller.update(agreeing) == "disagrees":
+        assert controller.alpha == 0
+    assert controller.alpha == controller.MIN_ALPHA
+    small = AgreementController(dataclasses.replace(SETTINGS, alpha=1e-3, max_alpha=1e-3))
+    while small.update(agreeing) == "disagrees":
+        assert small.alpha == 0
+    assert small.alpha == 1e-3
+
+
 def test_agreement_that_cannot_be_measured_teaches_nothing() -> None:
     controller = AgreementController(SETTINGS)
     before = controller.slope

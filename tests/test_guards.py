@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from gippo_envs import SingleEnv
 from gippo_envs.physics.cartpole import CartPoleSwingUp
 from sb3_gippo import GIPPO, make_vec_env
+from sb3_gippo.gippo.alpha import AgreementController
 from sb3_gippo.gippo.fit import LOG_STD_MIN
 from tests.test_gippo import SOLVERS, logged, small
 
@@ -119,6 +120,20 @@ def test_gradients_that_vanish_leave_the_alpha_step_out(solver: str) -> None:
     assert finite(model)
     for parameter, old in zip(model.policy.parameters(), before):
         th.testing.assert_close(parameter, old)
+
+
+def test_an_iteration_whose_alpha_fell_to_zero_is_ppos_and_still_judges_the_gradients() -> None:
+    kwargs: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    theirs = PPO("MlpPolicy", poisoned(0.0, set()), **kwargs).learn(32)
+    ours = GIPPO("MlpPolicy", poisoned(0.0, set()), alpha_kl=1e3, std_kl=1e3, **kwargs)
+    assert isinstance(ours.alpha_controller, AgreementController)
+    ours.alpha_controller.alpha = 0.0
+    before = ours.alpha_controller.slope
+    ours.learn(32)
+    for name, value in theirs.policy.state_dict().items():
+        th.testing.assert_close(ours.policy.state_dict()[name], value, msg=name)
+    assert logged(ours)["train/alpha_decision"] in ("agrees", "disagrees") and logged(ours)["train/alpha_improvement"] == 0
+    assert ours.alpha_controller.slope != before
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -140,7 +140,7 @@ class AgreementController(AlphaController):
     MIN_SLOPE: ClassVar[float] = 0.1
     """a smaller one means that the gradients say next to nothing of the advantages"""
     MIN_ALPHA: ClassVar[float] = 0.05
-    """harmless where gradients are useless, and soon raised where they become good"""
+    """a smaller α is 0, no α-step at all: even small steps add up where gradients mislead for good; α returns at this value"""
 
     settings: AlphaSettings
     alpha: float = field(init=False)
@@ -155,8 +155,12 @@ class AgreementController(AlphaController):
             return "fit_failed"
         self.observe(diagnostics.agreement, diagnostics.agreement_error)
         agrees = self.slope - self.settings.bias_z * math.sqrt(self.variance) > self.MIN_SLOPE
-        factor = self.settings.factor if agrees else 1 / self.settings.factor
-        self.alpha = min(max(self.alpha * factor, self.MIN_ALPHA), self.settings.max_alpha)
+        smallest = min(self.MIN_ALPHA, self.settings.max_alpha)
+        if agrees:
+            self.alpha = min(max(self.alpha * self.settings.factor, smallest), self.settings.max_alpha)
+        else:
+            lower = self.alpha / self.settings.factor
+            self.alpha = lower if lower >= smallest else 0.0
         return "agrees" if agrees else "disagrees"
 
     def observe(self, slope: float, error: float) -> None:
