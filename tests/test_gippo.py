@@ -74,7 +74,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"alpha_interval": 0.0}, r"`alpha_interval` must lie between 0 and 1, not 0.0"),
     ({"alpha_interval": 1.0}, r"`alpha_interval` must lie between 0 and 1, not 1.0"),
     ({"alpha_factor": 1.0}, r"`alpha_factor` must be greater than 1, not 1.0"),
-    ({"alpha_iterations": 0}, r"`alpha_iterations` must be at least 1, not 0"),
+    ({"alpha_iterations": 0}, r"`alpha_iterations` must be an integer of at least 1, not 0"),
+    ({"alpha_iterations": 2.5}, r"`alpha_iterations` must be an integer of at least 1, not 2.5"),
+    ({"critic_steps": None}, r"`critic_steps` must be an integer of at least 0, not None"),
+    ({"critic_windows": 0}, r"`critic_windows` must be an integer of at least 1, not 0"),
+    ({"alpha": None}, r"`alpha` must be 0 or positive, not None"),
+    ({"alpha": "0.3"}, r"`alpha` must be 0 or positive, not '0.3'"),
     ({"alpha_learning_rate": 0.0}, r"`alpha_learning_rate` must be positive, not 0.0"),
     ({"alpha_solver": "newton"}, r"`alpha_solver` must be one of .*adam.*, not 'newton'"),
     ({"max_out_of_range": 0.0}, r"`max_out_of_range` must lie in \(0, 1\], not 0.0"),
@@ -134,6 +139,8 @@ def test_every_signal_is_logged(solver: str, tmp_path: Path, capsys: pytest.Capt
     assert float(rows[1]["train/alpha"]) == 0.1, "the α of the step that was made, not of the next one"
     assert float(rows[2]["train/alpha"]) in (pytest.approx(0.11), 0.1, pytest.approx(0.1 / 1.1))
     assert float(rows[-1]["train/nonfinite_grad_fraction"]) == 0.0
+    # SB3 dumps between rollout and update: what an update worked with stands in the next row, beside what it did.
+    assert rows[0]["train/action_grad_norm"] == "" and rows[0]["train/alpha"] == ""
     printed = capsys.readouterr().out
     assert "alpha_decision" in printed and "action_grad_norm" in printed
 

@@ -112,6 +112,7 @@ class RP(GradientPPO):
 
     def train(self) -> None:
         """One step of the actor along the mean over samples of g·(μ + σ ε), then the critic's fit."""
+        self._log_gradients()
         self._update_learning_rate(self.policy.optimizer)
         if self._has_gradients:
             assert isinstance(self.rollout_buffer, GradientRolloutBuffer)

@@ -7,6 +7,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,13 @@ from sb3_gippo.common.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_gippo.common.sweep import action_gradients
 from sb3_gippo.common.tap import GradientTap, check_advantages
 from sb3_gippo.common.workers import close_if_worker_died
+
+
+def check_integer(name: str, value: object, smallest: int) -> None:
+    """:raises AssertionError: with a sentence, if a hyper-parameter is no integer, or too small"""
+    assert isinstance(value, Integral) and value >= smallest, (
+        f"`{name}` must be an integer of at least {smallest}, not {value!r}"
+    )
 
 
 class GradientPPO(PPO):
@@ -61,6 +69,8 @@ class GradientPPO(PPO):
     """whether the rollout in the buffer has usable action gradients"""
     _gradients_unusable: bool = False
     """whether it has gradients, of which not one is finite"""
+    _gradient_statistics: dict[str, float]
+    """of the rollout in the buffer, by the key they are logged under"""
     _warned: bool = False
 
     def _wants_gradients(self) -> bool:
@@ -83,9 +93,8 @@ class GradientPPO(PPO):
         assert self.action_gradient_lambda is None or 0 <= self.action_gradient_lambda <= 1, (
             f"`action_gradient_lambda` must lie between 0 and 1 (`None`: `gae_lambda`), not {self.action_gradient_lambda}"
         )
-        assert self.critic_steps >= 0, f"`critic_steps` must be 0 or positive, not {self.critic_steps}"
-        assert self.critic_windows >= 1, f"`critic_windows` must be at least 1, not {self.critic_windows}"
-        assert self.critic_batch_size >= 1, f"`critic_batch_size` must be at least 1, not {self.critic_batch_size}"
+        for name, smallest in (("critic_steps", 0), ("critic_windows", 1), ("critic_batch_size", 1)):
+            check_integer(name, getattr(self, name), smallest)
         assert self.critic_learning_rate > 0, f"`critic_learning_rate` must be positive, not {self.critic_learning_rate}"
         assert self.target_critic_tau is None or 0 < self.target_critic_tau <= 1, (
             f"`target_critic_tau` must lie in (0, 1] (`None`: no target critic), not {self.target_critic_tau}"
@@ -113,7 +122,7 @@ class GradientPPO(PPO):
         return state_dicts, variables
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_actor", "_critic"]
+        return [*super()._excluded_save_params(), "_actor", "_critic", "_gradient_statistics"]
 
     def _unsupported(self) -> str | None:
         """:return: why gradients cannot be used here, whatever the environment offers; ``None`` if they can"""
@@ -160,6 +169,7 @@ class GradientPPO(PPO):
 
     def _collect(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         self._has_gradients = self._gradients_unusable = False
+        self._gradient_statistics = {}
         if not self._wants_gradients():
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         reason = self._unsupported()
@@ -247,10 +257,17 @@ class GradientPPO(PPO):
         buffer.action_gradients = gradients.cpu().numpy()
         self._has_gradients = bool(finite.any())
         self._gradients_unusable = not self._has_gradients
-        self.logger.record("train/action_grad_norm", norm.mean().item())
-        self.logger.record("train/action_grad_norm_max", norm.max().item())
-        self.logger.record("train/action_grad_variance", gradients.var(dim=(0, 1), unbiased=False).sum().item())
-        self.logger.record("train/nonfinite_grad_fraction", 1.0 - finite.float().mean().item())
+        self._gradient_statistics = {
+            "train/action_grad_norm": norm.mean().item(),
+            "train/action_grad_norm_max": norm.max().item(),
+            "train/action_grad_variance": gradients.var(dim=(0, 1), unbiased=False).sum().item(),
+            "train/nonfinite_grad_fraction": 1.0 - finite.float().mean().item(),
+        }
+
+    def _log_gradients(self) -> None:
+        """To be called by ``train``: SB3 dumps between rollout and update, and what belongs together stands in one row."""
+        for key, value in self._gradient_statistics.items():
+            self.logger.record(key, value)
 
     def _critic_fit(self, batch: GradientBatch) -> None:
         """

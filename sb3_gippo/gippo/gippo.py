@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
-from sb3_gippo.common.on_policy import GradientPPO
+from sb3_gippo.common.on_policy import GradientPPO, check_integer
 from sb3_gippo.common.optimizers import leaving_out_nonfinite_steps
 from sb3_gippo.gippo.alpha import (
     AgreementController,
@@ -202,11 +203,13 @@ class GIPPO(GradientPPO):
 
     def _check_hyperparameters(self) -> None:
         super()._check_hyperparameters()
-        assert math.isfinite(self.alpha) and self.alpha >= 0, f"`alpha` must be 0 or positive, not {self.alpha}"
+        assert isinstance(self.alpha, Real) and math.isfinite(self.alpha) and self.alpha >= 0, (
+            f"`alpha` must be 0 or positive, not {self.alpha!r}"
+        )
         assert self.max_alpha >= self.alpha, f"`max_alpha` ({self.max_alpha}) must not be less than `alpha` ({self.alpha})"
         assert 0 < self.alpha_interval < 1, f"`alpha_interval` must lie between 0 and 1, not {self.alpha_interval}"
         assert self.alpha_factor > 1, f"`alpha_factor` must be greater than 1, not {self.alpha_factor}"
-        assert self.alpha_iterations >= 1, f"`alpha_iterations` must be at least 1, not {self.alpha_iterations}"
+        check_integer("alpha_iterations", self.alpha_iterations, 1)
         assert callable(self.alpha_learning_rate) or self.alpha_learning_rate > 0, (
             f"`alpha_learning_rate` must be positive, not {self.alpha_learning_rate}"
         )
@@ -254,6 +257,7 @@ class GIPPO(GradientPPO):
 
     def train(self) -> None:
         """Move the policy towards the α-policy, then make PPO's update against the virtual policy."""
+        self._log_gradients()
         if self._has_gradients:
             assert isinstance(self.rollout_buffer, GradientRolloutBuffer)
             batch = self.rollout_buffer.gradient_batch()
