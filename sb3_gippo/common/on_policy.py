@@ -7,7 +7,6 @@ import io
 import os
 import warnings
 from collections.abc import Iterable
-from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
