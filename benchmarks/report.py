@@ -111,7 +111,7 @@ def figure(env_ids: list[str], algos: list[str], runs: Runs, path: Path) -> None
     env_ids = [env_id for env_id in env_ids if any((env_id, algo) in runs for algo in algos)]
     figure, panels = plt.subplots(1, len(env_ids), figsize=(4 * len(env_ids), 3.2), layout="constrained", squeeze=False)
     for panel, env_id in zip(panels[0], env_ids):
-        logarithmic = not env_id.startswith("CartPole")
+        logarithmic = env_id in (*SUITES["functions"], *SUITES["context"])
         for algo in algos:
             members = [np.array(json.loads(row["curve"])) for row in runs.get((env_id, algo), [])]
             if not members:
@@ -126,9 +126,7 @@ def figure(env_ids: list[str], algos: list[str], runs: Runs, path: Path) -> None
             panel.axhline(abs(PAPER[env_id][0]) if logarithmic else PAPER[env_id][0], color="grey", linestyle=":")
         panel.set(title=env_id, xlabel="environment steps", yscale="log" if logarithmic else "linear")
         panel.legend(fontsize=7)
-    panels[0][0].set_ylabel(
-        "mean return of the last 100 episodes" if env_ids[0].startswith("CartPole") else "minus that mean return"
-    )
+    panels[0][0].set_ylabel("minus the mean return" if logarithmic else "mean return of the last 100 episodes")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -153,7 +151,13 @@ def main() -> None:
     runs = load()
     versions = sorted({row["versions"] for members in runs.values() for row in members})
     lines = [INTRODUCTION.format(versions="; ".join(versions))]
-    titles = {"functions": "Function optimisation", "context": "Functions of a context", "cartpole": "Cart-pole swing-up"}
+    titles = {
+        "functions": "Function optimisation",
+        "context": "Functions of a context",
+        "cartpole": "Cart-pole swing-up",
+        "traffic": "Pace car",
+        "mujoco": "Gymnasium's MuJoCo tasks, with gradients by finite differences",
+    }
     for suite, title in titles.items():
         env_ids = [env_id for env_id in SUITES[suite] if any(key[0] == env_id for key in runs)]
         if not env_ids:

@@ -23,6 +23,8 @@ SUITES: dict[str, list[str]] = {
     "functions": ["DeJong-v0", "DeJong64-v0", "Ackley-v0", "Ackley64-v0"],
     "context": ["DeJongContext-v0", "AckleyContext-v0"],
     "cartpole": ["CartPoleSwingUp-v0"],
+    "traffic": ["PaceCarA-v0", "PaceCarB-v0", "PaceCarC-v0", "PaceCarD-v0", "PaceCarE-v0"],
+    "mujoco": ["InvertedPendulum-v5", "Hopper-v5", "HalfCheetah-v5"],
 }
 
 

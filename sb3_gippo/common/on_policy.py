@@ -34,7 +34,7 @@ from sb3_gippo.common.workers import close_if_worker_died
 
 def check_integer(name: str, value: object, smallest: int) -> None:
     """:raises AssertionError: with a sentence, if a hyper-parameter is no integer, or too small"""
-    assert isinstance(value, Integral) and value >= smallest, (
+    assert isinstance(value, (int, np.integer)) and value >= smallest, (
         f"`{name}` must be an integer of at least {smallest}, not {value!r}"
     )
 
