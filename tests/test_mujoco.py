@@ -234,7 +234,9 @@ def test_asking_for_gradients_leaves_the_task_untouched_to_the_last_bit(name: st
         np.testing.assert_array_equal(action, sent)
         np.testing.assert_array_equal(found[0], expected[0])
         assert found[1:4] == expected[1:4]
-        assert found[4].pop("grad")["reward"].dtype == np.float64
+        grad = found[4].pop("grad")
+        assert grad["reward"].dtype == np.float64 and grad["reward"] == found[1]
+        np.testing.assert_array_equal(grad["obs"], found[0])
         assert found[4] == expected[4]
         np.testing.assert_array_equal(integration_state(ours), integration_state(theirs))
         for computed in ("qacc", "xpos", "cfrc_ext", "actuator_force", "sensordata"):

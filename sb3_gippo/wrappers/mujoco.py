@@ -124,6 +124,8 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         outcome = self.env.step(action)
         self._check("observation", grad["obs"], np.ravel(outcome[0]))
         self._check("reward", grad["reward"], np.asarray(outcome[1]))
+        # Where a reward all but cancels, the solver's last digits would look like a change made by an outer wrapper.
+        grad["obs"], grad["reward"] = np.ravel(outcome[0]), np.asarray(outcome[1])
         return *outcome[:4], {**outcome[4], "grad": grad}
 
     def _check(self, name: str, taken_at: np.ndarray, real: np.ndarray) -> None:
