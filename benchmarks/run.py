@@ -10,10 +10,12 @@ import csv
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("env", "algo", "seed", "steps", "best", "last", "evaluation", "seconds", "versions", "curve")
@@ -36,6 +38,13 @@ class Variant:
     overrides: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     corruption: dict[str, Any] = field(default_factory=dict)
+    patches: dict[str, Any] = field(default_factory=dict)
+    """what names of the library are replaced by, for parts that no hyper-parameter switches off"""
+
+
+def sampling_log_prob(old: Any, alpha: Any) -> Any:
+    """In the place of the virtual policy's: that of the policy that sampled."""
+    return old
 
 
 # α is held at a value that moves nothing: PPO within the same trust regions.
@@ -48,6 +57,9 @@ VARIANTS: dict[str, Variant] = {
     "gippo-published": Variant(
         "gippo", {"alpha_solver": "adam", "alpha": 1e-5, "alpha_iterations": 16, "alpha_learning_rate": 1e-3}
     ),
+    "gippo-wide": Variant("gippo", {"alpha_kl": 10.0, "std_kl": 1.0}),
+    "gippo-no-control": Variant("gippo", {"alpha": 1.0, "alpha_factor": 1 + 1e-9}),
+    "gippo-no-virtual": Variant("gippo", patches={"sb3_gippo.gippo.gippo.virtual_log_prob": sampling_log_prob}),
     "gippo-in-phase": Variant("gippo", env_kwargs={"stagger": False}),
     "ppo-in-phase": Variant("ppo", env_kwargs={"stagger": False}),
     "rp-in-phase": Variant("rp", env_kwargs={"stagger": False}),
@@ -82,7 +94,10 @@ def run(env_id: str, algo: str, seed: int) -> dict[str, Any]:
         variant.algo, env_id, seed, env_kwargs=variant.env_kwargs, corruption=variant.corruption, **variant.overrides
     )
     curve = CurveCallback()
-    model.learn(steps, callback=curve)
+    with ExitStack() as stack:
+        for name, replacement in variant.patches.items():
+            stack.enter_context(patch(name, replacement))
+        model.learn(steps, callback=curve)
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
         normalize.training, normalize.norm_reward = False, False

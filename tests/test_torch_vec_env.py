@@ -15,8 +15,9 @@ from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.results_plotter import load_results
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecVideoRecorder
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, VecVideoRecorder
 
 from gippo_envs.core import BatchedEnv, FunctionalEnv, SingleEnv
 from sb3_gippo import GIPPO, TorchVecEnv, make_vec_env
@@ -32,6 +33,15 @@ def torch_vec_env(n_envs: int = 3, max_episode_steps: int | None = 4, **kwargs: 
 
 def actions(env: VecEnv) -> np.ndarray:
     return np.stack([env.action_space.sample() for _ in range(env.num_envs)])
+
+
+def run(env: VecEnv, steps: int, seed: int = 0) -> list[Any]:
+    """Random actions; :return: everything that came back."""
+    rng = np.random.default_rng(seed)
+    results: list[Any] = [env.reset()]
+    for _ in range(steps):
+        results.append(env.step(rng.uniform(-1, 1, (env.num_envs, *env.action_space.shape)).astype(np.float32)))  # type: ignore[misc]
+    return results
 
 
 def test_the_step_that_ends_an_episode_resets_it() -> None:
@@ -127,9 +137,14 @@ def test_make_vec_env_has_sb3s_signature_and_picks_the_batched_form() -> None:
     assert all(ours.parameters[name].default == theirs.parameters[name].default for name in ours.parameters)
     assert isinstance(make_vec_env("DeJong-v0", 4), TorchVecEnv)
     assert make_vec_env("DeJong-v0", 4, env_kwargs={"dim": 3}).action_space.shape == (3,)
-    wrapped = make_vec_env("DeJong-v0", 2, wrapper_class=gym.wrappers.FlattenObservation)
-    for separate in (make_vec_env("Pendulum-v1", 2), make_vec_env("DeJong-v0", 2, vec_env_cls=DummyVecEnv), wrapped):
-        assert isinstance(separate, DummyVecEnv)
+    assert isinstance(make_vec_env(lambda: gym.make("DeJong-v0"), 2), TorchVecEnv)
+    apart: tuple[dict[str, Any], ...] = (
+        {"vec_env_cls": DummyVecEnv},
+        {"wrapper_class": gym.wrappers.FlattenObservation},
+        {"monitor_kwargs": {"info_keywords": ()}},
+    )
+    for separate in (make_vec_env("Pendulum-v1", 2), *(make_vec_env("DeJong-v0", 2, **kwargs) for kwargs in apart)):
+        assert isinstance(separate, DummyVecEnv) and separate.num_envs == 2
 
 
 def test_some_of_a_batch_cannot_be_changed_alone() -> None:
@@ -138,6 +153,9 @@ def test_some_of_a_batch_cannot_be_changed_alone() -> None:
         env.set_attr("differentiable", True, indices=[1])
     env.env_method("set_differentiable", True, indices=[0, 1, 2])
     assert env.get_attr("differentiable", indices=[1, 2]) == [True, True]
+    with pytest.raises(ValueError, match=r"^A TorchVecEnv is one batched environment: .* some indices only\.$"):
+        env.env_method("get_state", indices=[0])
+    assert env.has_attr("core") and not env.has_attr("nothing")
 
 
 @pytest.mark.parametrize(
@@ -272,3 +290,83 @@ def test_staggered_environments_run_out_of_phase_and_report_whole_episodes_only(
     assert ends == [[240, 480], [180, 420], [120, 360], [60, 300]] and episodes == 5
     with pytest.raises(ValueError, match="max_episode_steps"):
         make_vec_env("DeJong-v0", 4, env_kwargs={"stagger": True})
+
+
+def test_a_reset_begins_all_episodes_anew() -> None:
+    env = torch_vec_env(6, max_episode_steps=5, limit=2.0)
+    run(env, 3)
+    first_ends = [result[2].any() for result in run(env, 5)[1:]]
+    env.close()
+    assert first_ends[-1], "the time limit counts from the reset"
+    lengths = [
+        info["episode"]["l"]
+        for result in run(torch_vec_env(6, max_episode_steps=5, limit=2.0), 5)[1:]
+        for info in result[3]
+        if "episode" in info
+    ]
+    assert max(lengths) == 5
+
+
+def test_seeds_fix_all_that_is_random() -> None:
+    first, again, other = (run(make_vec_env("CartPoleSwingUp-v0", 3, seed=seed), 3) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[3][0], again[3][0])
+    assert not np.array_equal(first[0], other[0])
+    spaces = [make_vec_env("CartPoleSwingUp-v0", 3, seed=5).action_space.sample() for _ in range(2)]
+    np.testing.assert_array_equal(*spaces)
+    env = make_vec_env("CartPoleSwingUp-v0", 3, seed=1)
+    starts = [env.reset(), env.reset()]
+    assert not np.array_equal(*starts), "the seed serves one reset"
+
+
+@pytest.mark.parametrize("env_id", ["CartPoleSwingUp-v0", "DeJong-v0"])
+def test_the_batched_form_is_the_looped_one(env_id: str) -> None:
+    """From the same states, the same actions give the same numbers."""
+    together, looped = make_vec_env(env_id, 4, seed=0), make_vec_env(env_id, 4, seed=0, vec_env_cls=DummyVecEnv)
+    together.reset()
+    looped.reset()
+    states = np.random.default_rng(0).normal(size=(4, together.get_attr("core")[0].state_size)).astype(np.float32)
+    together.env_method("set_state", states)
+    for index in range(4):
+        looped.env_method("set_state", states[index], indices=index)
+    actions = np.random.default_rng(1).uniform(-1, 1, (4, *together.action_space.shape)).astype(np.float32)  # type: ignore[misc]
+    found, expected = together.step(actions), looped.step(actions)
+    for one, other in zip(found[:3], expected[:3]):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
+    for info, other_info in zip(found[3], expected[3]):
+        assert info.get("TimeLimit.truncated", False) == other_info["TimeLimit.truncated"]
+        assert ("terminal_observation" in info) == ("terminal_observation" in other_info)
+
+
+def test_ids_of_ones_own_reach_subprocesses() -> None:
+    # A subprocess imports nothing but what it unpickles.
+    env = make_vec_env("DeJong-v0", 2, seed=0, vec_env_cls=SubprocVecEnv, env_kwargs={"dim": 2})
+    try:
+        env.reset()
+        _, rewards, dones, _ = env.step(np.zeros((2, 2), dtype=np.float32))
+        assert rewards.tolist() == [0.0, 0.0] and dones.all()
+    finally:
+        env.close()
+
+
+def test_evaluation_reads_its_episodes() -> None:
+    env = make_vec_env("DeJong-v0", 4, seed=0)
+    assert env.env_is_wrapped(Monitor) == [True] * 4 and env.env_is_wrapped(gym.wrappers.TimeLimit) == [False] * 4
+    model = GIPPO("MlpPolicy", env, n_steps=2, batch_size=8, seed=0, device="cpu")
+    mean, _ = evaluate_policy(model, make_vec_env("DeJong-v0", 3, seed=1), n_eval_episodes=9)
+    action, _ = model.predict(np.zeros(1, dtype=np.float32), deterministic=True)
+    assert mean == pytest.approx(-((5.12 * action.item()) ** 2), rel=1e-5)
+
+
+def test_gradients_are_there_where_they_were_asked_for_and_only_there() -> None:
+    env = torch_vec_env(6, max_episode_steps=5, limit=2.0)
+    env.reset()
+    actions = np.zeros((6, 2))
+    env.step(actions)
+    assert env.step_gradient is None
+    env.env_method("set_differentiable", True)
+    env.step(actions)
+    assert env.step_gradient is not None and env.step_gradient.state_size == 3
+    env.reset()
+    assert env.step_gradient is None

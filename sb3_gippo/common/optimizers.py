@@ -42,7 +42,7 @@ def leaving_out_nonfinite_steps(optimizer: th.optim.Optimizer) -> Iterator[None]
 
     def leave_out(*_: Any) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not all(gradient.isfinite().all() for gradient in gradients):
+        if not nn.utils.get_total_norm(gradients).isfinite():
             optimizer.zero_grad(set_to_none=True)
 
     handle = optimizer.register_step_pre_hook(leave_out)

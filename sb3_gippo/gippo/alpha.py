@@ -180,7 +180,7 @@ class AgreementController(AlphaController):
 
 def log_prob(actions: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
     """:return: (n,), log density of a diagonal Gaussian at ``actions`` (n, action_dim)"""
-    return th.distributions.Normal(mean, std).log_prob(actions).sum(1)
+    return th.distributions.Normal(mean, std, validate_args=False).log_prob(actions).sum(1)
 
 
 def virtual_log_prob(old: th.Tensor, alpha: th.Tensor) -> th.Tensor:

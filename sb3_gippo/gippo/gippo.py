@@ -239,7 +239,7 @@ class GIPPO(GradientPPO):
         actor = [*self._actor.mean, *self._actor.std]
         # The published moments average three batches; environments in phase need the memory of an episode.
         betas = (0.7, 0.95) if self.alpha_solver == "adam" else (0.9, 0.99)
-        self.policy.alpha_optimizer = th.optim.Adam(actor, lr=1e-3, betas=betas)  # type: ignore[assignment]
+        self.policy.alpha_optimizer = th.optim.Adam(actor, lr=1e-3, betas=betas, fused=True)  # type: ignore[assignment]
         # Mean and σ have learning rates of their own in the PPO step.
         groups = [{"params": group} for group in (*self._actor, self._critic)]
         optimizer_class, kwargs = self.policy.optimizer_class, self.policy.optimizer_kwargs

@@ -222,11 +222,12 @@ def fit_displacement(
         optimizer.step()
     optimizer.zero_grad()
     ratio = loss / initial if initial > 0 else math.nan
-    if not math.isfinite(ratio) or not all(parameter.isfinite().all() for parameter in actor.mean):
+    if not math.isfinite(ratio) or not nn.utils.get_total_norm(actor.mean).isfinite():
         restore(parameters, optimizer, before)
         rate.update(math.inf, budgets[0])
         return None
-    pull_back(gaussian, old, [actor.mean], [before[0][: len(actor.mean)]], budgets[:1])
+    if kl > budgets[0]:
+        pull_back(gaussian, old, [actor.mean], [before[0][: len(actor.mean)]], budgets[:1])
     # A fit that has all but reached its target needs no larger rate to use up the budget.
     if kl > budgets[0] or ratio > 0.3:
         rate.update(kl, budgets[0])
