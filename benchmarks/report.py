@@ -27,6 +27,7 @@ PAPER = {
     "Ackley64-v0": (-3.6e-3, -0.138, -8.9e-3),
     "CartPoleSwingUp-v0": (-509.0, -1094.0, -496.0),
 }
+ALGORITHMS = ("gippo", "ppo", "rp")
 NAMES = {
     "gippo": "GI-PPO",
     "ppo": "PPO (SB3)",
@@ -54,6 +55,7 @@ INTRODUCTION = """# Results
 Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `benchmarks/run.py` writes, with the
 settings in `hyperparams/`. *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of
 the stochastic policy during training. *Deterministic* is the mean return of 256 episodes of the final policy's means.
+Tables of what is *changed* compare with GI-PPO as it is on the same seeds (in-phase PPO and RP with themselves).
 Seconds are wall-clock on two shared CPU cores, one torch thread a run. {versions}.
 """
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -76,15 +78,25 @@ def interquartile_mean(values: np.ndarray) -> tuple[float, float, float]:
     return float(point[""][0]), float(interval[""][0, 0]), float(interval[""][1, 0])
 
 
+def column(members: list[dict[str, str]], key: str) -> np.ndarray:
+    """:return: (n,)"""
+    return np.array([float(row[key]) for row in members])
+
+
+def is_logarithmic(env_id: str) -> bool:
+    """:return: whether returns are minus an error, whose size is what counts"""
+    return env_id in (*SUITES["functions"], *SUITES["context"])
+
+
 def passes(row: dict[str, str], value: float) -> float:
     """:return: steps (of the curve's points) at which a run first reached ``value``; infinite if it never did"""
     return next((steps for steps, reward in json.loads(row["curve"]) if reward >= value), np.inf)
 
 
 def table(env_id: str, runs: Runs) -> list[str]:
-    """:return: the lines of a table, a variant a line"""
-    rows = [(algo, runs[env_id, algo]) for algo in VARIANTS if (env_id, algo) in runs]
-    steps = int(rows[0][1][0]["steps"])
+    """:return: the lines of the algorithms' table, then those of GI-PPO changed, each beside GI-PPO as it is"""
+    there = [algo for algo in VARIANTS if (env_id, algo) in runs]
+    steps = int(runs[env_id, there[0]][0]["steps"])
     lines = [f"### {env_id}, {steps // 1000} k steps", ""]
     reference = PAPER.get(env_id)
     if reference is not None:
@@ -93,10 +105,9 @@ def table(env_id: str, runs: Runs) -> list[str]:
         "| | seeds | best | σ of best | interquartile mean [95 %] | deterministic | passes the paper's GI-PPO at | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for algo, members in rows:
-        best, evaluation, seconds = (
-            np.array([float(row[key]) for row in members]) for key in ("best", "evaluation", "seconds")
-        )
+    for algo in (algo for algo in there if algo in ALGORITHMS):
+        members = runs[env_id, algo]
+        best, evaluation, seconds = (column(members, key) for key in ("best", "evaluation", "seconds"))
         iqm = "{:.3g} [{:.3g}, {:.3g}]".format(*interquartile_mean(best)) if len(best) > 2 else "–"
         passed = "–"
         if reference is not None:
@@ -106,6 +117,21 @@ def table(env_id: str, runs: Runs) -> list[str]:
             f"| {NAMES[algo]} | {len(best)} | {best.mean():.3g} | {best.std():.2g} | {iqm} | {evaluation.mean():.3g} "
             f"| {passed} | {seconds.mean():.0f} |"
         )
+    changed = [algo for algo in there if algo not in ALGORITHMS]
+    if changed:
+        logarithmic = is_logarithmic(env_id)
+        worth = "GI-PPO's error is smaller by the factor" if logarithmic else "GI-PPO's is higher by"
+        lines += ["", f"| changed | seeds | best | σ of best | deterministic | {worth} |", "|---|---|---|---|---|---|"]
+    for algo in changed:
+        members = runs[env_id, algo]
+        best, evaluation = column(members, "best"), column(members, "evaluation")
+        base = {"ppo-in-phase": "ppo", "rp-in-phase": "rp"}.get(algo, "gippo")
+        same = column([row for row in runs[env_id, base] if row["seed"] in {member["seed"] for member in members}], "best")
+        gap = f"{best.mean() / same.mean():.3g}" if logarithmic else f"{same.mean() - best.mean():.3g}"
+        lines.append(
+            f"| {NAMES[algo]} | {len(best)} | {best.mean():.3g} | {best.std():.2g} | {evaluation.mean():.3g} "
+            f"| {gap if len(same) else '–'} |"
+        )
     return [*lines, ""]
 
 
@@ -114,7 +140,7 @@ def figure(env_ids: list[str], algos: list[str], runs: Runs, path: Path) -> None
     env_ids = [env_id for env_id in env_ids if any((env_id, algo) in runs for algo in algos)]
     figure, panels = plt.subplots(1, len(env_ids), figsize=(4 * len(env_ids), 3.2), layout="constrained", squeeze=False)
     for panel, env_id in zip(panels[0], env_ids):
-        logarithmic = env_id in (*SUITES["functions"], *SUITES["context"])
+        logarithmic = is_logarithmic(env_id)
         for algo in algos:
             members = [np.array(json.loads(row["curve"])) for row in runs.get((env_id, algo), [])]
             if not members:
@@ -141,7 +167,7 @@ def summary(runs: Runs) -> list[str]:
     for env_id in (env_id for suite in SUITES.values() for env_id in suite if (env_id, "gippo") in runs):
         cells = []
         for algo in ("gippo", "ppo", "rp"):
-            best = np.array([float(row["best"]) for row in runs.get((env_id, algo), [])])
+            best = column(runs.get((env_id, algo), []), "best")
             cells.append(f"{best.mean():.3g} ± {best.std():.2g} ({len(best)})" if len(best) else "–")
         reference = f"{PAPER[env_id][0]:g}" if env_id in PAPER else "–"
         steps = int(runs[env_id, "gippo"][0]["steps"]) / 1000
