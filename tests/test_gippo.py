@@ -95,6 +95,13 @@ def test_hyperparameters_out_of_range_end_in_one_sentence(kwargs: dict[str, Any]
         small(**kwargs)
 
 
+def test_gymnasiums_vector_environments_are_refused_in_one_sentence() -> None:
+    env: Any = gym.make_vec("Pendulum-v1", num_envs=2)
+    with pytest.raises(TypeError, match=r"is one of Gymnasium's vector environments, .* sb3_gippo\.make_vec_env"):
+        GIPPO("MlpPolicy", env)
+    env.close()
+
+
 def test_an_environments_id_is_enough() -> None:
     model = small("CartPoleSwingUp-v0", batch_size=8).learn(16)
     assert model.env is not None and model.env.num_envs == 1

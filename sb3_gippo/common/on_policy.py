@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -19,7 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.distributions import DiagGaussianDistribution, SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -74,6 +75,15 @@ class GradientPPO(PPO):
 
     def _wants_gradients(self) -> bool:
         raise NotImplementedError
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, gym.vector.VectorEnv):
+            raise TypeError(
+                f"{type(env).__name__} is one of Gymnasium's vector environments, which SB3's algorithms do not take: "
+                "make it by sb3_gippo.make_vec_env(id, n_envs)."
+            )
+        return PPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
         if self.rollout_buffer_class is None and not isinstance(self.observation_space, spaces.Dict):
