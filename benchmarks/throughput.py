@@ -34,6 +34,8 @@ FIELDS = ("env", "n_envs", "algo", "repeat", "steps", "wall", "cpu", "peak_mb", 
 # Windows of one step for functions, of 32 for physics.
 ENVS = {"DeJong-v0": 1, "DeJong64-v0": 1, "CartPoleSwingUp-v0": 32}
 MINIBATCHES, EPOCHS, ALPHA_ITERATIONS = 4, 5, 4
+PATIENCE = 20
+"""what takes more than so many times the seconds of a repeat is measured once, by its first iteration"""
 PPO_EPOCHS, remainder = divmod(MINIBATCHES * EPOCHS + ALPHA_ITERATIONS, MINIBATCHES)
 assert remainder == 0, "the updates must be equal in number"
 
@@ -101,17 +103,22 @@ def time_env(env_id: str, n_envs: int, repeats: int, seconds: float) -> list[dic
         ENVS[env_id],
     )
     models = {name: make() for name, make in makers.items()}
-    iterations = {}
+    rows, iterations = [], {}
+
+    def keep(name: str, repeat: int, steps: int, wall: float, cpu: float) -> None:
+        rows.append(
+            {"env": env_id, "n_envs": n_envs, "algo": name, "repeat": repeat, "steps": steps, "wall": wall, "cpu": cpu}
+        )
+
     for name, model in models.items():
-        learn(model, 1)
-        iterations[name] = max(1, round(seconds / learn(model, 1)[1]))
-    rows = []
+        first = learn(model, 1)
+        if first[1] > PATIENCE * seconds:
+            keep(name, 0, *first)
+        else:
+            iterations[name] = max(1, round(seconds / learn(model, 1)[1]))
     for repeat in range(repeats):
-        for name, model in models.items():
-            steps, wall, cpu = learn(model, iterations[name])
-            rows.append(
-                {"env": env_id, "n_envs": n_envs, "algo": name, "repeat": repeat, "steps": steps, "wall": wall, "cpu": cpu}
-            )
+        for name, n in iterations.items():
+            keep(name, repeat, *learn(models[name], n))
     return rows
 
 
@@ -176,6 +183,7 @@ def main() -> None:
     for env in args.envs:
         for n_envs in args.n_envs:
             rows.extend(alone(time_env, env, n_envs, args.repeats, args.seconds))
+            print(f"{env} with {n_envs} envs is timed", flush=True)
     rows.extend(alone(peak_memory, name) for name in ("PPO", "GIPPO graph", "PPO, separate envs", "GIPPO dense"))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", newline="") as file:

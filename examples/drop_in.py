@@ -81,11 +81,11 @@ def main() -> None:
     lander = "LunarLanderContinuous-v3"
     try:
         gym.make(lander).close()
-        compare(lander, lambda algorithm: published(algorithm, lander, 49_152), has_gradients=False)
+        compare(lander, lambda algorithm: published(algorithm, lander, 16_384), has_gradients=False)
     except gym.error.DependencyNotInstalled as error:
         print(f"{lander} left out: {error}")
 
-    compare("CartPoleSwingUp-v0", lambda algorithm: with_gradients(algorithm, 204_800), has_gradients=True)
+    compare("CartPoleSwingUp-v0", lambda algorithm: with_gradients(algorithm, 102_400), has_gradients=True)
     try:
         from sb3_gippo import MujocoGradient
     except ImportError as error:
