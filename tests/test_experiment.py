@@ -21,7 +21,9 @@ ENTRIES = [
 @pytest.mark.parametrize("algo, env_id", ENTRIES)
 def test_every_entry_makes_a_model_whose_minibatches_fit(algo: str, env_id: str) -> None:
     model, steps = make_model(algo, env_id, seed=0)
-    assert type(model) is ALGORITHMS[algo] and model.seed == 0 and model.n_envs == 64 and steps >= 128_000
+    assert isinstance(model, PPO) and type(model) is ALGORITHMS[algo]
+    assert model.seed == 0 and model.n_envs == read_hyperparams(algo, env_id)["n_envs"] and steps >= 128_000
+    assert model.n_steps * model.n_envs % model.batch_size == 0
 
 
 @pytest.mark.parametrize("env_id", ["DeJong-v0", "DeJong64-v0", "Ackley-v0", "Ackley64-v0", "Rosenbrock-v0", "Rastrigin-v0"])
