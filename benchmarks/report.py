@@ -149,11 +149,12 @@ def figure(env_ids: list[str], algos: list[str], runs: Runs, path: Path) -> None
             steps, values = members[0][:length, 0], np.stack([curve[:length, 1] for curve in members])
             values = -values if logarithmic else values
             centre = np.exp(np.log(np.maximum(values, 1e-16)).mean(0)) if logarithmic else values.mean(0)
-            (line,) = panel.plot(steps, centre, label=f"{NAMES[algo]} ({len(members)})")
-            panel.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+            color = f"C{algos.index(algo)}"
+            panel.plot(steps / 1000, centre, label=f"{NAMES[algo]} ({len(members)})", color=color)
+            panel.fill_between(steps / 1000, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
         if env_id in PAPER:
             panel.axhline(abs(PAPER[env_id][0]) if logarithmic else PAPER[env_id][0], color="grey", linestyle=":")
-        panel.set(title=env_id, xlabel="environment steps", yscale="log" if logarithmic else "linear")
+        panel.set(title=env_id, xlabel="thousand environment steps", yscale="log" if logarithmic else "linear")
         panel.legend(fontsize=7)
     panels[0][0].set_ylabel("minus the mean return" if logarithmic else "mean return of the last 100 episodes")
     path.parent.mkdir(parents=True, exist_ok=True)
