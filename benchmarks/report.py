@@ -135,13 +135,13 @@ def table(env_id: str, runs: Runs) -> list[str]:
     return [*lines, ""]
 
 
-def figure(env_ids: list[str], algos: list[str], runs: Runs, path: Path) -> None:
+def figure(env_ids: list[str], runs: Runs, path: Path) -> None:
     """Learning curves, mean and range over seeds, one panel an environment."""
-    env_ids = [env_id for env_id in env_ids if any((env_id, algo) in runs for algo in algos)]
+    env_ids = [env_id for env_id in env_ids if any((env_id, algo) in runs for algo in ALGORITHMS)]
     figure, panels = plt.subplots(1, len(env_ids), figsize=(4 * len(env_ids), 3.2), layout="constrained", squeeze=False)
     for panel, env_id in zip(panels[0], env_ids):
         logarithmic = is_logarithmic(env_id)
-        for algo in algos:
+        for number, algo in enumerate(ALGORITHMS):
             members = [np.array(json.loads(row["curve"])) for row in runs.get((env_id, algo), [])]
             if not members:
                 continue
@@ -149,7 +149,7 @@ def figure(env_ids: list[str], algos: list[str], runs: Runs, path: Path) -> None
             steps, values = members[0][:length, 0], np.stack([curve[:length, 1] for curve in members])
             values = -values if logarithmic else values
             centre = np.exp(np.log(np.maximum(values, 1e-16)).mean(0)) if logarithmic else values.mean(0)
-            color = f"C{algos.index(algo)}"
+            color = f"C{number}"
             panel.plot(steps / 1000, centre, label=f"{NAMES[algo]} ({len(members)})", color=color)
             panel.fill_between(steps / 1000, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
         if env_id in PAPER:
@@ -167,7 +167,7 @@ def summary(runs: Runs) -> list[str]:
     lines = ["| | GI-PPO | PPO (SB3) | RP | the paper's GI-PPO | steps |", "|---|---|---|---|---|---|"]
     for env_id in (env_id for suite in SUITES.values() for env_id in suite if (env_id, "gippo") in runs):
         cells = []
-        for algo in ("gippo", "ppo", "rp"):
+        for algo in ALGORITHMS:
             best = column(runs.get((env_id, algo), []), "best")
             cells.append(f"{best.mean():.3g} ± {best.std():.2g} ({len(best)})" if len(best) else "–")
         reference = f"{PAPER[env_id][0]:g}" if env_id in PAPER else "–"
@@ -192,7 +192,7 @@ def main() -> None:
         env_ids = [env_id for env_id in SUITES[suite] if any(key[0] == env_id for key in runs)]
         if not env_ids:
             continue
-        figure(env_ids, ["gippo", "ppo", "rp"], runs, DOCS / "images" / f"{suite}.png")
+        figure(env_ids, runs, DOCS / "images" / f"{suite}.png")
         lines += [f"## {title}", "", f"![Learning curves: {title}](images/{suite}.png)", ""]
         lines += ["Lines are means over seeds (their number in brackets), bands the range, dotted the paper's GI-PPO.", ""]
         for env_id in env_ids:
