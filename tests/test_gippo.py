@@ -118,13 +118,15 @@ def test_an_environments_id_is_enough() -> None:
         lambda: VecNormalize(cartpole(2, vec_env_cls=DummyVecEnv)),
     ],
 )
-def test_it_asks_any_vectorisation_for_gradients_by_itself(make: Callable[[], VecEnv]) -> None:
+def test_it_asks_any_vectorisation_for_gradients_by_itself_and_only_while_it_learns(make: Callable[[], VecEnv]) -> None:
     env = make()
     try:
-        assert env.get_attr("differentiable") == [False, False]
-        model = small(env).learn(32)
-        assert env.get_attr("differentiable") == [True, True]
-        assert model.rollout_buffer.action_gradients.any()
+        model = small(env)
+        for _ in range(2):
+            assert env.get_attr("differentiable") == [False, False]
+            model.learn(32, reset_num_timesteps=False)
+            assert model.rollout_buffer.action_gradients.any()
+            assert all("grad" not in info for info in env.step(np.zeros((2, 1)))[3])
     finally:
         env.close()
 

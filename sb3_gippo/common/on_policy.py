@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -38,6 +38,9 @@ def check_integer(name: str, value: object, smallest: int) -> None:
     assert isinstance(value, (int, np.integer)) and value >= smallest, (
         f"`{name}` must be an integer of at least {smallest}, not {value!r}"
     )
+
+
+SelfGradientPPO = TypeVar("SelfGradientPPO", bound="GradientPPO")
 
 
 class GradientPPO(PPO):
@@ -161,9 +164,26 @@ class GradientPPO(PPO):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         assert self.env is not None, "This model has no environment: give it one by `set_env`, or by `load(..., env=env)`."
-        if self._wants_gradients() and self._unsupported() is None and self.env.has_attr("set_differentiable"):
-            self.env.env_method("set_differentiable", True)
+        self._switch_gradients(True)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def learn(
+        self: SelfGradientPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "GradientPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfGradientPPO:
+        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        self._switch_gradients(False)  # whoever evaluates the policy on these environments does not pay for them
+        return self
+
+    def _switch_gradients(self, on: bool) -> None:
+        assert self.env is not None
+        if self._wants_gradients() and self._unsupported() is None and self.env.has_attr("set_differentiable"):
+            self.env.env_method("set_differentiable", on)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

@@ -45,8 +45,9 @@ class GIPPO(GradientPPO):
     works against the virtual policy π_h, the mean of sampling policy and the α-policy. α is raised while the α-policy stays
     a valid density near the batch, and lowered when the gradients prove biased or lead too far away.
 
-    The environments hand over their derivatives in ``info["grad"]``; they are asked to by ``set_differentiable(True)`` when
-    training begins. Without them, or with ``alpha=0``, this is SB3's :class:`~stable_baselines3.PPO`, bit for bit.
+    The environments hand over their derivatives in ``info["grad"]``; they are asked to by ``set_differentiable`` from the
+    beginning of ``learn`` to its end. Without them, or with ``alpha=0``, this is SB3's
+    :class:`~stable_baselines3.PPO`, bit for bit.
     If actor and critic share features, the shared part is trained by the PPO step only.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
