@@ -54,7 +54,8 @@ INTRODUCTION = """# Results
 
 Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `benchmarks/run.py` writes, with the
 settings in `hyperparams/`. *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of
-the stochastic policy during training. *Deterministic* is the mean return of 256 episodes of the final policy's means.
+the stochastic policy during training. *Deterministic* is the mean return of 256 episodes (MuJoCo: at least 32) of the final
+policy's means.
 Tables of what is *changed* compare with GI-PPO as it is on the same seeds (in-phase PPO and RP with themselves).
 Seconds are wall-clock on two shared CPU cores, one torch thread a run. {versions}.
 """

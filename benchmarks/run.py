@@ -78,7 +78,7 @@ VARIANTS: dict[str, Variant] = {
 def run(env_id: str, algo: str, seed: int) -> dict[str, Any]:
     """
     :return: a row: the best and last mean return of the last (at most 100) stochastic episodes, the deterministic evaluation
-        over 256 episodes, wall-clock seconds, versions and the learning curve
+        over 4 episodes an environment, wall-clock seconds, versions and the learning curve
     """
     import numpy as np
     import stable_baselines3 as sb3
@@ -101,7 +101,7 @@ def run(env_id: str, algo: str, seed: int) -> dict[str, Any]:
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
         normalize.training, normalize.norm_reward = False, False
-    evaluation, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=256, warn=False)
+    evaluation, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=4 * model.n_envs, warn=False)
     chosen = np.unique(np.linspace(0, len(curve.steps) - 1, CURVE_POINTS).astype(int))
     return {
         "env": env_id,
