@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -136,28 +137,40 @@ def table(env_id: str, runs: Runs) -> list[str]:
     return [*lines, ""]
 
 
-def figure(env_ids: list[str], runs: Runs, path: Path) -> None:
-    """Learning curves, mean and range over seeds, one panel an environment."""
+def draw(panel: Any, env_id: str, runs: Runs, wall_clock: bool) -> None:
+    """Learning curves of an environment, mean and range over seeds, over steps or over minutes (proportional to them)."""
+    logarithmic = is_logarithmic(env_id)
+    for number, algo in enumerate(ALGORITHMS):
+        members = runs.get((env_id, algo), [])
+        if not members:
+            continue
+        curves = [np.array(json.loads(row["curve"])) for row in members]
+        length = min(len(curve) for curve in curves)
+        x, values = curves[0][:length, 0] / 1000, np.stack([curve[:length, 1] for curve in curves])
+        if wall_clock:
+            x = x / x[-1] * column(members, "seconds").mean() / 60
+        values = -values if logarithmic else values
+        centre = np.exp(np.log(np.maximum(values, 1e-16)).mean(0)) if logarithmic else values.mean(0)
+        color = f"C{number}"
+        panel.plot(x, centre, label=f"{NAMES[algo]} ({len(members)})", color=color)
+        panel.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+    if env_id in PAPER:
+        panel.axhline(abs(PAPER[env_id][0]) if logarithmic else PAPER[env_id][0], color="grey", linestyle=":")
+    xlabel = "minutes" if wall_clock else "thousand environment steps"
+    panel.set(title=env_id, xlabel=xlabel, yscale="log" if logarithmic else "linear")
+    panel.legend(fontsize=7)
+
+
+def figure(env_ids: list[str], runs: Runs, path: Path, wall_clock: bool) -> None:
+    """One panel an environment; with ``wall_clock`` a second row over minutes."""
     env_ids = [env_id for env_id in env_ids if any((env_id, algo) in runs for algo in ALGORITHMS)]
-    figure, panels = plt.subplots(1, len(env_ids), figsize=(4 * len(env_ids), 3.2), layout="constrained", squeeze=False)
-    for panel, env_id in zip(panels[0], env_ids):
-        logarithmic = is_logarithmic(env_id)
-        for number, algo in enumerate(ALGORITHMS):
-            members = [np.array(json.loads(row["curve"])) for row in runs.get((env_id, algo), [])]
-            if not members:
-                continue
-            length = min(len(curve) for curve in members)
-            steps, values = members[0][:length, 0], np.stack([curve[:length, 1] for curve in members])
-            values = -values if logarithmic else values
-            centre = np.exp(np.log(np.maximum(values, 1e-16)).mean(0)) if logarithmic else values.mean(0)
-            color = f"C{number}"
-            panel.plot(steps / 1000, centre, label=f"{NAMES[algo]} ({len(members)})", color=color)
-            panel.fill_between(steps / 1000, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
-        if env_id in PAPER:
-            panel.axhline(abs(PAPER[env_id][0]) if logarithmic else PAPER[env_id][0], color="grey", linestyle=":")
-        panel.set(title=env_id, xlabel="thousand environment steps", yscale="log" if logarithmic else "linear")
-        panel.legend(fontsize=7)
-    panels[0][0].set_ylabel("minus the mean return" if logarithmic else "mean return of the last 100 episodes")
+    rows = 2 if wall_clock else 1
+    size = 4 * len(env_ids), 3.2 * rows
+    figure, panels = plt.subplots(rows, len(env_ids), figsize=size, layout="constrained", squeeze=False)
+    for row, line in enumerate(panels):
+        for panel, env_id in zip(line, env_ids):
+            draw(panel, env_id, runs, wall_clock=row == 1)
+        line[0].set_ylabel("minus the mean return" if is_logarithmic(env_ids[0]) else "mean return of the last 100 episodes")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -193,9 +206,12 @@ def main() -> None:
         env_ids = [env_id for env_id in SUITES[suite] if any(key[0] == env_id for key in runs)]
         if not env_ids:
             continue
-        figure(env_ids, runs, DOCS / "images" / f"{suite}.png")
+        by_differences = suite == "mujoco"
+        figure(env_ids, runs, DOCS / "images" / f"{suite}.png", wall_clock=by_differences)
         lines += [f"## {title}", "", f"![Learning curves: {title}](images/{suite}.png)", ""]
         lines += ["Lines are means over seeds (their number in brackets), bands the range, dotted the paper's GI-PPO.", ""]
+        if by_differences:
+            lines += ["Below, the same over wall-clock: most of GI-PPO's is the differences.", ""]
         for env_id in env_ids:
             lines += table(env_id, runs)
     (DOCS / "results.md").write_text("\n".join(lines))

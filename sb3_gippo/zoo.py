@@ -36,7 +36,8 @@ SEARCH: dict[str, Callable[[optuna.Trial], Any]] = {
     "alpha_learning_rate": lambda trial: trial.suggest_float("alpha_learning_rate", 1e-3, 1e-1, log=True),
     "alpha_kl": lambda trial: trial.suggest_float("alpha_kl", 1e-2, 3.0, log=True),
     "std_kl": lambda trial: trial.suggest_float("std_kl", 1e-4, 0.1, log=True),
-    "action_gradient_lambda": lambda trial: trial.suggest_float("action_gradient_lambda", 0.8, 1.0),
+    "ppo_share": lambda trial: trial.suggest_categorical("ppo_share", [0.05, 1.0]),
+    "action_gradient_lambda": lambda trial: trial.suggest_float("action_gradient_lambda", 0.3, 1.0),
     "critic_steps": lambda trial: trial.suggest_categorical("critic_steps", [0, 16, 64]),
     "critic_windows": lambda trial: trial.suggest_int("critic_windows", 1, 8),
 }

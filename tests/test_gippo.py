@@ -85,6 +85,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_out_of_range": 0.0}, r"`max_out_of_range` must lie in \(0, 1\], not 0.0"),
     ({"max_out_of_range": 1.1}, r"`max_out_of_range` must lie in \(0, 1\], not 1.1"),
     ({"bias_z": -1.0}, r"`bias_z` must be 0 or positive, not -1.0"),
+    ({"ppo_share": 1.5}, r"`ppo_share` must lie between 0 and 1, not 1.5"),
     ({"max_action_grad_norm": 0.0}, r"`max_action_grad_norm` must be positive, or `None` for no limit, not 0.0"),
 ]
 

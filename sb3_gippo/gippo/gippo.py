@@ -93,6 +93,8 @@ class GIPPO(GradientPPO):
     :param max_action_grad_norm: Longer rows of dÂ/da are scaled down to this norm; ``None`` for no limit
     :param alpha_kl: KL divergence the mean may move in one iteration (trust region); it shrinks with the remaining progress
     :param std_kl: KL divergence σ may move in one iteration (trust region); it shrinks with the remaining progress
+    :param ppo_share: Share of these two that is left to the PPO step, however good the gradients (trust region). Raise it
+        where actions matter in ways that have no gradient, such as which lane to block
     :param action_gradient_lambda: λ of the advantage whose gradient is used; ``None`` for ``gae_lambda``
     :param critic_steps: Minibatch steps that fit the critic after each PPO update, beside its value loss
     :param critic_windows: How many of the last windows those steps draw from
@@ -142,6 +144,7 @@ class GIPPO(GradientPPO):
         max_action_grad_norm: float | None = None,
         alpha_kl: float = 0.1,
         std_kl: float = 0.01,
+        ppo_share: float = 0.05,
         action_gradient_lambda: float | None = None,
         critic_steps: int = 0,
         critic_windows: int = 1,
@@ -190,6 +193,7 @@ class GIPPO(GradientPPO):
         self.max_action_grad_norm = max_action_grad_norm
         self.alpha_kl = alpha_kl
         self.std_kl = std_kl
+        self.ppo_share = ppo_share
         self.action_gradient_lambda = action_gradient_lambda
         self.critic_steps = critic_steps
         self.critic_windows = critic_windows
@@ -219,6 +223,7 @@ class GIPPO(GradientPPO):
         )
         assert self.alpha_kl > 0, f"`alpha_kl` must be positive, not {self.alpha_kl}"
         assert self.std_kl > 0, f"`std_kl` must be positive, not {self.std_kl}"
+        assert 0 <= self.ppo_share <= 1, f"`ppo_share` must lie between 0 and 1, not {self.ppo_share}"
         assert 0 < self.max_out_of_range <= 1, f"`max_out_of_range` must lie in (0, 1], not {self.max_out_of_range}"
         assert self.bias_z >= 0, f"`bias_z` must be 0 or positive, not {self.bias_z}"
 
@@ -374,7 +379,7 @@ class GIPPO(GradientPPO):
             values = [[p.detach().clone() for p in group] for group in self._actor]
             self._finite_ppo_update()
             self.policy.set_training_mode(False)
-            budgets = region.ppo_budgets(*self._budgets, self.alpha_controller.alpha)
+            budgets = region.ppo_budgets(*self._budgets, self.alpha_controller.alpha, self.ppo_share)
             made = pull_back(lambda: self.gaussian(batch.observations), start, self._actor, values, budgets)
             for rate, kl, budget in zip((region.ppo_mean, region.ppo_std), made, budgets):
                 rate.update(kl, budget)

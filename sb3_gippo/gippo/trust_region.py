@@ -84,7 +84,6 @@ class TrustRegion:
     :ivar std_freedom: running mean of how free σ is, 0 (held) to 1
     """
 
-    PPO_SHARE: ClassVar[float] = 0.05
     MEMORY: ClassVar[float] = 0.8
 
     fit: AdaptiveRate = field(default_factory=AdaptiveRate)
@@ -96,14 +95,15 @@ class TrustRegion:
         """:param freedom: of this batch, :func:`std_freedom`"""
         self.std_freedom = self.MEMORY * self.std_freedom + (1 - self.MEMORY) * freedom
 
-    def ppo_budgets(self, kl: float, std_kl: float, alpha: float) -> tuple[float, float]:
+    def ppo_budgets(self, kl: float, std_kl: float, alpha: float, smallest: float) -> tuple[float, float]:
         """
         :param kl: whole budget for the mean
         :param std_kl: whole budget for σ
         :param alpha: share of the trust region's radius the α-step used
+        :param smallest: share of them that remains to the PPO step for any α
         :return: what the PPO step may use of them
         """
-        share = max(self.PPO_SHARE, 1 - alpha**2)
+        share = max(smallest, 1 - alpha**2)
         return share * kl, share * self.trusted_std_freedom(alpha) ** 2 * std_kl
 
     def trusted_std_freedom(self, alpha: float) -> float:
