@@ -80,6 +80,12 @@ def interquartile_mean(values: np.ndarray) -> tuple[float, float, float]:
     return float(point[""][0]), float(interval[""][0, 0]), float(interval[""][1, 0])
 
 
+def short(value: float, digits: int = 3) -> str:
+    """:return: the number with so many digits that count, thousands written out"""
+    text = f"{value:.{digits}g}"
+    return f"{float(text):.0f}" if "e+" in text else text
+
+
 def column(members: list[dict[str, str]], key: str) -> np.ndarray:
     """:return: (n,)"""
     return np.array([float(row[key]) for row in members])
@@ -110,14 +116,14 @@ def table(env_id: str, runs: Runs) -> list[str]:
     for algo in (algo for algo in there if algo in ALGORITHMS):
         members = runs[env_id, algo]
         best, evaluation, seconds = (column(members, key) for key in ("best", "evaluation", "seconds"))
-        iqm = "{:.3g} [{:.3g}, {:.3g}]".format(*interquartile_mean(best)) if len(best) > 2 else "–"
+        iqm = "{} [{}, {}]".format(*map(short, interquartile_mean(best))) if len(best) > 2 else "–"
         passed = "–"
         if reference is not None:
             at = max(passes(row, reference[0]) for row in members)
             passed = f"{at / 1000:.0f} k (slowest)" if np.isfinite(at) else "not by all"
         lines.append(
-            f"| {NAMES[algo]} | {len(best)} | {best.mean():.3g} | {best.std():.2g} | {iqm} | {evaluation.mean():.3g} "
-            f"| {passed} | {seconds.mean():.0f} |"
+            f"| {NAMES[algo]} | {len(best)} | {short(best.mean())} | {short(best.std(), 2)} | {iqm} "
+            f"| {short(evaluation.mean())} | {passed} | {seconds.mean():.0f} |"
         )
     changed = [algo for algo in there if algo not in ALGORITHMS]
     if changed:
@@ -129,9 +135,9 @@ def table(env_id: str, runs: Runs) -> list[str]:
         best, evaluation = column(members, "best"), column(members, "evaluation")
         base = {"ppo-in-phase": "ppo", "rp-in-phase": "rp"}.get(algo, "gippo")
         same = column([row for row in runs[env_id, base] if row["seed"] in {member["seed"] for member in members}], "best")
-        gap = f"{best.mean() / same.mean():.3g}" if logarithmic else f"{same.mean() - best.mean():.3g}"
+        gap = short(best.mean() / same.mean() if logarithmic else same.mean() - best.mean())
         lines.append(
-            f"| {NAMES[algo]} | {len(best)} | {best.mean():.3g} | {best.std():.2g} | {evaluation.mean():.3g} "
+            f"| {NAMES[algo]} | {len(best)} | {short(best.mean())} | {short(best.std(), 2)} | {short(evaluation.mean())} "
             f"| {gap if len(same) else '–'} |"
         )
     return [*lines, ""]
@@ -183,7 +189,7 @@ def summary(runs: Runs) -> list[str]:
         cells = []
         for algo in ALGORITHMS:
             best = column(runs.get((env_id, algo), []), "best")
-            cells.append(f"{best.mean():.3g} ± {best.std():.2g} ({len(best)})" if len(best) else "–")
+            cells.append(f"{short(best.mean())} ± {short(best.std(), 2)} ({len(best)})" if len(best) else "–")
         reference = f"{PAPER[env_id][0]:g}" if env_id in PAPER else "–"
         steps = int(runs[env_id, "gippo"][0]["steps"]) / 1000
         lines.append(f"| `{env_id}` | {' | '.join(cells)} | {reference} | {steps:.0f} k |")
