@@ -139,7 +139,7 @@ def test_record_video_films_an_agent(tmp_path: Path) -> None:
 
 def test_studies_tune_our_hyperparameters_in_a_shared_database(tmp_path: Path) -> None:
     study = f"{TRAIN} -n 64 --seed 3 -params n_envs:2 --storage sqlite:///study.db --study-name dejong"
-    search = f"{study} -optimize --n-evaluations 1 --n-startup-trials 1 --no-optim-plots"
+    search = f"{study} -optimize --n-evaluations 1 --n-startup-trials 1 --pruner none --no-optim-plots"
     # Two workers, one after the other, and a training with what the second one's trial has drawn.
     output = zoo_many(
         tmp_path,
