@@ -27,6 +27,11 @@ PAPER = {
     "Ackley-v0": (-5.2e-4, -0.249, -0.482),
     "Ackley64-v0": (-3.6e-3, -0.138, -8.9e-3),
     "CartPoleSwingUp-v0": (-509.0, -1094.0, -496.0),
+    "PaceCarA-v0": (943.5, 946.3, 947.4),
+    "PaceCarB-v0": (873.7, 489.5, 545.2),
+    "PaceCarC-v0": (157.5, 181.3, 103.0),
+    "PaceCarD-v0": (137.1, 131.8, 131.2),
+    "PaceCarE-v0": (44.4, 32.5, 22.8),
 }
 ALGORITHMS = ("gippo", "ppo", "rp")
 NAMES = {
