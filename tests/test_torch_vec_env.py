@@ -292,6 +292,20 @@ def test_staggered_environments_run_out_of_phase_and_report_whole_episodes_only(
         make_vec_env("DeJong-v0", 4, env_kwargs={"stagger": True})
 
 
+def test_staggering_waits_for_an_episode_that_lasts() -> None:
+    env = torch_vec_env(2, max_episode_steps=10, limit=1.0, stagger=True)
+    env.reset()
+    ends: list[list[tuple[int, bool, bool]]] = [[], []]
+    for step in range(1, 33):
+        # Far away is a failure: at the third step, in both.
+        env.env.set_state(np.full((2, env.env.core.state_size), 9.0 if step == 3 else 0.0, dtype=np.float32))
+        _, _, dones, infos = env.step(np.zeros((2, *env.action_space.shape), dtype=np.float32))  # type: ignore[misc]
+        for index in np.flatnonzero(dones):
+            ends[index].append((step, infos[index]["TimeLimit.truncated"], "episode" in infos[index]))
+    assert ends[0] == [(3, False, True), (13, True, True), (23, True, True)]
+    assert ends[1] == [(3, False, True), (8, True, False), (18, True, True), (28, True, True)]
+
+
 def test_a_reset_begins_all_episodes_anew() -> None:
     env = torch_vec_env(6, max_episode_steps=5, limit=2.0)
     run(env, 3)

@@ -266,8 +266,8 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     :param max_episode_steps: time limit; ``None`` for none
     :param render_mode: ``None`` or ``"rgb_array"``
     :param differentiable: whether :attr:`transition` carries a graph; the numbers are the same either way
-    :param stagger: cut the first episodes at evenly spread fractions of the time limit, so that the environments run out of
-        phase and every window shows all parts of an episode
+    :param stagger: cut every environment's first episode that lasts, at evenly spread fractions of the time limit, so that the
+        environments run out of phase and every window shows all parts of an episode
     :param constants: fields of the core
     :raises ValueError: without at least one environment, or for ``stagger`` without a time limit
     """
@@ -306,6 +306,7 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._generator: th.Generator | None = None
         self._state: th.Tensor | None = None
         self._episode_steps = np.zeros(num_envs, dtype=np.int64)
+        self._head_start = np.zeros(num_envs, dtype=np.int64)
 
     def set_differentiable(self, differentiable: bool) -> None:
         """Switch the gradient channel on or off, at any time."""
@@ -330,10 +331,9 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if seed is not None or self._generator is None:
             self._generator = _generator(self.np_random)
         self.transition = None
-        # The episode's clock, which a staggered first episode does not start at 0.
-        self._episode_steps[:] = (
-            np.arange(self.num_envs) * (self.max_episode_steps or 0) // self.num_envs if self.stagger else 0
-        )
+        # The episode's clock does not start at 0 until a staggered environment has reached the time limit once.
+        self._head_start[:] = np.arange(self.num_envs) * (self.max_episode_steps or 0) // self.num_envs if self.stagger else 0
+        self._episode_steps[:] = self._head_start
         with th.no_grad():
             self._state = self.core.initial_state(self.num_envs, self._generator, options)
             return self.core.observe(self._state).numpy().copy(), {}
@@ -353,6 +353,7 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             truncated = np.zeros(self.num_envs, dtype=bool)
         else:
             truncated = (self._episode_steps >= self.max_episode_steps) & ~terminated
+        self._head_start[truncated] = 0
         observation = step.observation.detach().numpy().copy()
         infos: dict[str, Any] = {}
         done = terminated | truncated
@@ -367,7 +368,7 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         with th.no_grad():
             fresh = self.core.initial_state(int(done.sum()), self._generator)
             self._state = self._state.index_put((th.from_numpy(done),), fresh)
-            self._episode_steps[done] = 0
+            self._episode_steps[done] = self._head_start[done]
             return self.core.observe(fresh).numpy()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
