@@ -179,10 +179,13 @@ def test_callbacks_see_every_step_and_evaluation_and_checkpoints_work(tmp_path: 
     assert model.num_timesteps == 64
 
 
-def fitted(solver: str, **kwargs: Any) -> tuple[GIPPO, dict[str, np.ndarray], list[th.Tensor], th.Tensor]:
+def fitted(
+    solver: str, advantages_sign: int = 1, **kwargs: Any
+) -> tuple[GIPPO, dict[str, np.ndarray], list[th.Tensor], th.Tensor]:
     """
     One update whose PPO step stands still: the policy is the α-policy afterwards.
 
+    :param advantages_sign: -1 makes the advantages contradict their gradients
     :return: the model, the rollout as it was collected, and mean and σ of the old policy and its values
     """
     kwargs = {"policy": Float64Policy, "n_steps": 16, "learning_rate": 0.0, "alpha": 0.5, "alpha_solver": solver, **kwargs}
@@ -190,6 +193,7 @@ def fitted(solver: str, **kwargs: Any) -> tuple[GIPPO, dict[str, np.ndarray], li
     _, callback = model._setup_learn(128)
     callback.on_training_start({}, {})
     model.collect_rollouts(model.get_env(), callback, model.rollout_buffer, 16)  # type: ignore[arg-type]
+    model.rollout_buffer.advantages *= advantages_sign
     names = ("observations", "actions", "noise", "action_gradients", "advantages", "log_probs")
     rollout = {name: getattr(model.rollout_buffer, name).copy() for name in names}
     observations = th.as_tensor(rollout["observations"].reshape(64, -1))
@@ -231,6 +235,22 @@ def test_the_alpha_step_moves_the_actions_along_the_gradient(solver: str) -> Non
     moved = new[0] - old[0] + (new[1] - old[1]) * noise
     assert (moved * gradients).mean() > 0
     assert logged(model)["train/alpha_loss_ratio"] < 1
+
+
+def test_a_batch_that_contradicts_its_gradients_makes_no_alpha_step() -> None:
+    # 64 rows of cart-pole prove nothing, but have a slope, and advantages of the other sign have the other slope.
+    contradicted = {}
+    for sign in (1, -1):
+        model, rollout, old, _ = fitted("trust_region", advantages_sign=sign, bias_z=0.0)
+        with th.no_grad():
+            new = model.gaussian(th.as_tensor(rollout["observations"].reshape(64, -1)))
+        signals = logged(model)
+        contradicted[sign] = signals["train/gradient_agreement"] < 0
+        assert signals["train/alpha_contradicted"] == contradicted[sign]
+        assert all(th.equal(after, before) == contradicted[sign] for after, before in zip(new, old))
+        virtual, sampled = model.rollout_buffer.log_probs.flatten(), rollout["log_probs"].swapaxes(0, 1).flatten()
+        assert np.allclose(virtual, sampled, rtol=1e-5, atol=1e-5) == contradicted[sign]
+    assert contradicted[1] != contradicted[-1]
 
 
 class Features(BaseFeaturesExtractor):

@@ -497,26 +497,6 @@ def test_hardly_soft_lanes_are_discrete() -> None:
     th.testing.assert_close(soft, hard)
 
 
-@pytest.mark.parametrize("randomize", [False, True])
-def test_surrogate_gradients_are_those_of_soft_lanes_by_y_and_of_discrete_ones_by_everything_else(randomize: bool) -> None:
-    variants = {"discrete": {}, "soft": {"lane_softness": 0.7}, "surrogate": {"surrogate_softness": 0.7}}
-    problems = {name: core("B", dtype="float64", randomize=randomize, **constants) for name, constants in variants.items()}
-    felt = 0
-    for state, action in states_of_drives(problems["discrete"]):
-        results, slopes = {}, {}
-        for name, problem in problems.items():
-            leaf = state.clone().requires_grad_()
-            next_state, reward, _ = problem.step(leaf, action)
-            results[name] = th.cat([next_state.detach(), reward.detach()[:, None]], dim=1)
-            (slopes[name],) = th.autograd.grad(next_state[:, 8:12].sum(), leaf)
-        assert th.equal(results["surrogate"], results["discrete"])
-        assert th.allclose(slopes["surrogate"][:, 1], slopes["soft"][:, 1], rtol=1e-12, atol=1e-14)
-        assert th.equal(slopes["surrogate"][:, 2:], slopes["discrete"][:, 2:])
-        assert th.equal(slopes["surrogate"][:, 0], slopes["discrete"][:, 0]) and not slopes["discrete"][:, 1].any()
-        felt += int((slopes["surrogate"][:, 1].abs() > 1e-3).sum())
-    assert felt > 10
-
-
 def test_idm_on_known_answers() -> None:
     driver = IDM()
     ten = th.tensor(10.0, dtype=th.float64)
@@ -539,8 +519,6 @@ def test_idm_on_known_answers() -> None:
         ({"dt": 0.1}, "might jump over another"),
         ({"spread": 1.0}, "spread must lie in"),
         ({"lane_softness": -1.0}, "lane_softness must be 0"),
-        ({"surrogate_softness": -1.0}, "surrogate_softness must be 0"),
-        ({"surrogate_softness": 1.0, "lane_softness": 1.0}, "give one of them"),
         ({"dtype": "float16"}, "dtype must be one of"),
     ],
 )

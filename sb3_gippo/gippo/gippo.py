@@ -22,6 +22,7 @@ from sb3_gippo.gippo.alpha import (
     AlphaSettings,
     Diagnostics,
     PublishedController,
+    agreement,
     diagnose,
     log_prob,
     virtual_log_prob,
@@ -88,8 +89,9 @@ class GIPPO(GradientPPO):
     :param alpha_solver: How the α-policy is fitted and α controlled: ``"trust_region"``, in KL budgets and by the agreement
         of gradients and advantages, or ``"adam"``, as in the paper
     :param max_out_of_range: α is lowered when a larger share of the ratios π_α/π̄ leaves PPO's clip range (published solver)
-    :param bias_z: by how many standard errors the gradients must be seen to agree with the advantages for α to rise (trust
-        region), or the improvement to be negative for α to fall (published solver)
+    :param bias_z: by how many standard errors the gradients must be seen to agree with the advantages for α to rise, or to
+        contradict those of their own batch for its α-step to be left out (trust region), or the improvement to be negative
+        for α to fall (published solver)
     :param max_action_grad_norm: Longer rows of dÂ/da are scaled down to this norm; ``None`` for no limit
     :param alpha_kl: KL divergence the mean may move in one iteration (trust region); it shrinks with the remaining progress
     :param std_kl: KL divergence σ may move in one iteration (trust region); it shrinks with the remaining progress
@@ -341,7 +343,11 @@ class GIPPO(GradientPPO):
         assert region is not None
         region.update_std_freedom(std_freedom(last_layer, batch.noise, whitened))
         self.logger.record("train/std_freedom", region.std_freedom)
-        if alpha == 0:
+        slope, error = agreement(batch.advantages, batch.noise, whitened)
+        # Where what matters has no derivative, good and misleading windows take turns, too fast for α to follow.
+        contradicted = slope + self.bias_z * error < 0
+        self.logger.record("train/alpha_contradicted", float(contradicted))
+        if alpha == 0 or contradicted:
             return 1.0  # no step; the gradients are judged all the same
         kl, std_kl = (alpha**2 * budget for budget in self._budgets)
         remaining = max(self._current_progress_remaining, 0.0)

@@ -68,8 +68,6 @@ class PaceCar(FunctionalEnv):
         not, weighted by the smooth membership m_i = σ((r + w/2) / τ) - σ((r - w/2) / τ), r = y - i · w, w = ``lane_width``,
         which gives y a gradient: the paper's membership averaged over logistic noise of scale τ on y. Going out of lane
         remains discrete.
-    :param surrogate_softness: τ in m. With τ > 0 the dynamics stay those of discrete lanes, but y has the derivative that it
-        has with ``lane_softness`` τ (a surrogate gradient): what the choice of lane does to the others reaches steering.
     :param dtype: ``"float32"`` or ``"float64"``
     """
 
@@ -92,7 +90,6 @@ class PaceCar(FunctionalEnv):
     randomize: bool = False
     spread: float = 0.2
     lane_softness: float = 0.0
-    surrogate_softness: float = 0.0
     dtype: str = "float32"
 
     render_fps: ClassVar[int] = 33
@@ -142,11 +139,8 @@ class PaceCar(FunctionalEnv):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
         if not 0 <= self.spread < 1:
             raise ValueError(f"spread must lie in [0, 1), not {self.spread}: the drivers' constants must stay positive.")
-        for name in ("lane_softness", "surrogate_softness"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 (discrete lanes) or positive, in metres, not {getattr(self, name)}.")
-        if self.lane_softness > 0 and self.surrogate_softness > 0:
-            raise ValueError("lane_softness makes the dynamics soft, surrogate_softness their gradient only: give one of them.")
+        if not self.lane_softness >= 0:
+            raise ValueError(f"lane_softness must be 0 (discrete lanes) or positive, in metres, not {self.lane_softness}.")
         # A leader is the next vehicle in the lane. This order lasts if everybody stops in time, which is in the step after
         # the gap has closed: nobody may drive past a centre within two steps.
         stride = self.dt * (self.idm.desired_speed + self.dt * self.idm.max_acceleration)
@@ -236,30 +230,18 @@ class PaceCar(FunctionalEnv):
         ahead, ahead_speed = s.index_select(1, self._ahead) + self._free, speeds.index_select(1, self._ahead)
         # An empty place ahead is far enough away to be a free road as well.
         driver = self._drivers(constants) if self.randomize else self._driver
-        offset, between = y - self._y, (x >= s) & (x <= ahead)
-
-        def follow(blocked: th.Tensor | None = None) -> th.Tensor:
-            leader, leader_speed = ahead, ahead_speed
-            if blocked is not None:
-                leader, leader_speed = th.where(blocked, x, ahead), th.where(blocked, speed, ahead_speed)
-            return next_speed(driver, self.dt, speeds, leader - s - self._length, speeds - leader_speed)
-
-        if self.lane_softness > 0:
-            # Speeds are averaged rather than accelerations, which know no bound: a trace of membership has a trace of effect.
-            without = follow()
-            return without + self._membership(offset, self.lane_softness) * (follow(between) - without)
-        following = follow(between & (offset.abs() < self._half_width))
-        if self.surrogate_softness == 0 or not y.requires_grad:
+        offset = y - self._y
+        blocked = (x >= s) & (x <= ahead)
+        if self.lane_softness == 0:
+            blocked = blocked & (offset.abs() < self._half_width)
+        leader, leader_speed = th.where(blocked, x, ahead), th.where(blocked, speed, ahead_speed)
+        following = next_speed(driver, self.dt, speeds, leader - s - self._length, speeds - leader_speed)
+        if self.lane_softness == 0:
             return following
-        with th.no_grad():
-            effect = follow(between) - follow()
-        membership = self._membership(offset, self.surrogate_softness)
-        return following + (membership - membership.detach()) * effect  # adds 0, and its derivative
-
-    def _membership(self, offset: th.Tensor, softness: float) -> th.Tensor:
-        """:return: how far the pace car is in the lane of each of the others, (n, N)"""
-        upper, lower = ((offset + sign * self._half_width) / softness for sign in (1, -1))
-        return upper.sigmoid() - lower.sigmoid()
+        without = next_speed(driver, self.dt, speeds, ahead - s - self._length, speeds - ahead_speed)
+        upper, lower = ((offset + sign * self._half_width) / self.lane_softness for sign in (1, -1))
+        # Speeds are averaged rather than accelerations, which know no bound: a trace of membership has a trace of effect.
+        return without + (upper.sigmoid() - lower.sigmoid()) * (following - without)
 
     def _failed(self, x: th.Tensor, y: th.Tensor, s: th.Tensor) -> th.Tensor:
         """:return: whether collision, out of lane, too far or behind has come true, (n,)"""
