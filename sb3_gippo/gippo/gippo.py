@@ -89,14 +89,15 @@ class GIPPO(GradientPPO):
     :param alpha_solver: How the α-policy is fitted and α controlled: ``"trust_region"``, in KL budgets and by the agreement
         of gradients and advantages, or ``"adam"``, as in the paper
     :param max_out_of_range: α is lowered when a larger share of the ratios π_α/π̄ leaves PPO's clip range (published solver)
-    :param bias_z: by how many standard errors the gradients must be seen to agree with the advantages for α to rise, or to
-        contradict those of their own batch for its α-step to be left out (trust region), or the improvement to be negative
-        for α to fall (published solver)
+    :param bias_z: by how many standard errors the gradients must be seen to agree with the advantages for α to rise (trust
+        region), or the improvement to be negative for α to fall (published solver)
     :param max_action_grad_norm: Longer rows of dÂ/da are scaled down to this norm; ``None`` for no limit
     :param alpha_kl: KL divergence the mean may move in one iteration (trust region); it shrinks with the remaining progress
     :param std_kl: KL divergence σ may move in one iteration (trust region); it shrinks with the remaining progress
     :param ppo_share: Share of these two that is left to the PPO step, however good the gradients (trust region). Raise it
         where actions matter in ways that have no gradient, such as which lane to block
+    :param skip_contradicted: make no α-step in a batch whose advantages contradict its gradients by ``bias_z`` standard
+        errors, whatever α (trust region). For problems where good and misleading batches take turns
     :param action_gradient_lambda: λ of the advantage whose gradient is used; ``None`` for ``gae_lambda``
     :param critic_steps: Minibatch steps that fit the critic after each PPO update, beside its value loss
     :param critic_windows: How many of the last windows those steps draw from
@@ -147,6 +148,7 @@ class GIPPO(GradientPPO):
         alpha_kl: float = 0.1,
         std_kl: float = 0.01,
         ppo_share: float = 0.05,
+        skip_contradicted: bool = False,
         action_gradient_lambda: float | None = None,
         critic_steps: int = 0,
         critic_windows: int = 1,
@@ -196,6 +198,7 @@ class GIPPO(GradientPPO):
         self.alpha_kl = alpha_kl
         self.std_kl = std_kl
         self.ppo_share = ppo_share
+        self.skip_contradicted = skip_contradicted
         self.action_gradient_lambda = action_gradient_lambda
         self.critic_steps = critic_steps
         self.critic_windows = critic_windows
@@ -344,8 +347,7 @@ class GIPPO(GradientPPO):
         region.update_std_freedom(std_freedom(last_layer, batch.noise, whitened))
         self.logger.record("train/std_freedom", region.std_freedom)
         slope, error = agreement(batch.advantages, batch.noise, whitened)
-        # Where what matters has no derivative, good and misleading windows take turns, too fast for α to follow.
-        contradicted = slope + self.bias_z * error < 0
+        contradicted = self.skip_contradicted and slope + self.bias_z * error < 0
         self.logger.record("train/alpha_contradicted", float(contradicted))
         if alpha == 0 or contradicted:
             return 1.0  # no step; the gradients are judged all the same
