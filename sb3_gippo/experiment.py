@@ -51,7 +51,8 @@ def read_entry(file: Path, env_id: str) -> dict[str, Any]:
 
     :param file: the yml file
     :param env_id: the environment; the file's ``default`` serves if it has no entry
-    :return: the entry, with ``policy_kwargs`` and ``normalize`` evaluated, ``lin_...`` as schedules, as rl_zoo3 reads them
+    :return: the entry, with ``policy_kwargs`` and ``normalize`` evaluated, ``lin_...`` as schedules and a policy's full name as
+        the class, as rl_zoo3 reads them
     """
     entries = yaml.safe_load(file.read_text())
     entry = dict(entries.get(env_id, entries["default"]))
@@ -61,7 +62,17 @@ def read_entry(file: Path, env_id: str) -> dict[str, Any]:
     for key in ("learning_rate", "clip_range", "clip_range_vf"):
         if isinstance(entry.get(key), str):
             entry[key] = LinearSchedule(float(entry[key].removeprefix("lin_")), 0.0, 1.0)
+    if "." in entry.get("policy", ""):
+        entry["policy"] = class_named(entry["policy"])
     return entry
+
+
+def class_named(name: str) -> Any:
+    """
+    :param name: ``"package.module.Class"``
+    :return: the class
+    """
+    return load_env_creator(":".join(name.rsplit(".", 1)))
 
 
 def make_model(
@@ -110,7 +121,7 @@ def build_model(
     entry = dict(entry)
     n_envs, n_timesteps = int(entry.pop("n_envs", 1)), int(entry.pop("n_timesteps"))
     normalize, wrapper = entry.pop("normalize", None), entry.pop("env_wrapper", None)
-    wrapper_class: Any = load_env_creator(":".join(wrapper.rsplit(".", 1))) if isinstance(wrapper, str) else wrapper
+    wrapper_class: Any = class_named(wrapper) if isinstance(wrapper, str) else wrapper
     env_kwargs = {**entry.pop("env_kwargs", {}), **(env_kwargs or {})}
     env = make_vec_env(env_id, n_envs, seed=seed, env_kwargs=env_kwargs, wrapper_class=wrapper_class)
     if corruption:
