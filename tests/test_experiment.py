@@ -8,6 +8,7 @@ import yaml
 from stable_baselines3 import PPO
 
 from sb3_gippo import GIPPO
+from sb3_gippo.common.policies import MlpPolicy
 from sb3_gippo.experiment import ALGORITHMS, CurveCallback, hyperparams_dir, make_model, read_hyperparams
 
 ENTRIES = [
@@ -26,11 +27,20 @@ def test_every_entry_makes_a_model_whose_minibatches_fit(algo: str, env_id: str)
     assert model.n_steps * model.n_envs % model.batch_size == 0
 
 
-@pytest.mark.parametrize("env_id", ["DeJong-v0", "DeJong64-v0", "Ackley-v0", "Ackley64-v0", "Rosenbrock-v0", "Rastrigin-v0"])
-def test_on_functions_both_algorithms_have_the_same_budget_and_network(env_id: str) -> None:
+FUNCTIONS = ["DeJong-v0", "DeJong64-v0", "Ackley-v0", "Ackley64-v0", "Rosenbrock-v0", "Rastrigin-v0"]
+
+
+@pytest.mark.parametrize("env_id", [*FUNCTIONS, *(f"PaceCar{scenario}-v0" for scenario in "ABCDE")])
+def test_both_algorithms_have_the_same_budget_and_network(env_id: str) -> None:
     ours, theirs = (read_hyperparams(algo, env_id) for algo in ("gippo", "ppo"))
     for key in ("n_envs", "n_timesteps", "n_steps", "normalize", "env_kwargs", "policy_kwargs"):
         assert ours.get(key) == theirs.get(key), key
+
+
+def test_a_policy_may_be_named_in_full() -> None:
+    assert read_hyperparams("ppo", "PaceCarB-v0")["policy"] is MlpPolicy
+    model, _ = make_model("ppo", "PaceCarB-v0", seed=0)
+    assert type(model.policy) is MlpPolicy and model.policy.layer_norm
 
 
 def test_overrides_and_constants_replace_the_files() -> None:
