@@ -37,6 +37,8 @@ SEARCH: dict[str, Callable[[optuna.Trial], Any]] = {
     "alpha_kl": lambda trial: trial.suggest_float("alpha_kl", 1e-2, 3.0, log=True),
     "std_kl": lambda trial: trial.suggest_float("std_kl", 1e-4, 0.1, log=True),
     "ppo_share": lambda trial: trial.suggest_categorical("ppo_share", [0.05, 1.0]),
+    "skip_contradicted": lambda trial: trial.suggest_categorical("skip_contradicted", [False, True]),
+    "max_action_grad_norm": lambda trial: trial.suggest_categorical("max_action_grad_norm", [None, 0.2, 1.0]),
     "action_gradient_lambda": lambda trial: trial.suggest_float("action_gradient_lambda", 0.3, 1.0),
     "critic_steps": lambda trial: trial.suggest_categorical("critic_steps", [0, 16, 64]),
     "critic_windows": lambda trial: trial.suggest_int("critic_windows", 1, 8),
@@ -92,7 +94,7 @@ def convert(algo: str, params: dict[str, Any]) -> dict[str, Any]:
     :param params: of the trial
     :return: those of the algorithm's arguments that the trial has drawn
     """
-    policy = {key: params[key] for key in ("squash_actions", "log_std_init") if key in params}
+    policy = {key: params[key] for key in ("squash_actions", "layer_norm", "log_std_init") if key in params}
     others = {key: value for key, value in params.items() if key not in policy}
     hyperparams = HYPERPARAMS_CONVERTER[base_of(algo)](others)
     hyperparams["policy_kwargs"].update(policy)
@@ -115,6 +117,7 @@ def make_sampler(algo: str) -> Sampler:
                 suggest(trial)
         # The sampled policy replaces the file's: without these the file's own solution would not be in the space.
         trial.suggest_float("log_std_init", -2.0, 0.5)
+        trial.suggest_categorical("layer_norm", [False, True])
         if n_actions > 0:
             trial.suggest_categorical("squash_actions", [False, True])
         return convert(algo, trial.params)
