@@ -223,6 +223,8 @@ def main() -> None:
         lines += ["Lines are means over seeds (their number in brackets), bands the range, dotted the paper's GI-PPO.", ""]
         if by_differences:
             lines += ["Below, the same over wall-clock: most of GI-PPO's is the differences.", ""]
+        if suite == "traffic":
+            lines += ["PPO is SB3's, with GI-PPO's policy network. More on both: [traffic.md](traffic.md).", ""]
         for env_id in env_ids:
             lines += table(env_id, runs)
     (DOCS / "results.md").write_text("\n".join(lines))
