@@ -1,6 +1,6 @@
 """How α, agreement and gradients go along with a pace car's learning: train one seed a scenario, and draw what was logged.
 
-python benchmarks/traffic_alpha.py --envs PaceCarB-v0 PaceCarC-v0 --seed 2000
+python benchmarks/traffic_alpha.py --envs PaceCarC-v0 --seed 2000
 
 Appends to benchmarks/results/traffic_alpha.csv (runs that are there are skipped) and draws docs/images/traffic_alpha.png.
 """
@@ -82,7 +82,7 @@ def draw() -> None:
 def main() -> None:
     """Train what is not there yet, then draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--envs", nargs="+", default=["PaceCarB-v0", "PaceCarC-v0"])
+    parser.add_argument("--envs", nargs="+", default=["PaceCarC-v0"])
     parser.add_argument("--seed", type=int, default=2000)
     args = parser.parse_args()
     th.set_num_threads(1)

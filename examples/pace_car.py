@@ -15,7 +15,7 @@ FRAME = 3  # steps of 0.03 s per picture of the gif
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--algo", default="gippo", choices=["gippo", "ppo"])
-parser.add_argument("--steps", type=int, default=500_000, help="the paper trains for 1,024,000")
+parser.add_argument("--steps", type=int, default=1_024_000, help="as many as in the paper, about six minutes")
 parser.add_argument("--seed", type=int, default=1)
 args = parser.parse_args()
 
