@@ -51,8 +51,8 @@ def read_entry(file: Path, env_id: str) -> dict[str, Any]:
 
     :param file: the yml file
     :param env_id: the environment; the file's ``default`` serves if it has no entry
-    :return: the entry, with ``policy_kwargs`` and ``normalize`` evaluated, ``lin_...`` as schedules and a policy's full name as
-        the class, as rl_zoo3 reads them
+    :return: the entry, with ``policy_kwargs`` and ``normalize`` evaluated, ``lin_...`` as schedules and a policy's full name
+        as the class, as rl_zoo3 reads them
     """
     entries = yaml.safe_load(file.read_text())
     entry = dict(entries.get(env_id, entries["default"]))
