@@ -213,18 +213,19 @@ def main() -> None:
         "traffic": "Pace car",
         "mujoco": "Gymnasium's MuJoCo tasks, with gradients by finite differences",
     }
+    remarks = {
+        "traffic": "PPO is SB3's, with GI-PPO's policy network. More on both: [traffic.md](traffic.md).",
+        "mujoco": "Below, the same over wall-clock: most of GI-PPO's is the differences.",
+    }
     for suite, title in titles.items():
         env_ids = [env_id for env_id in SUITES[suite] if any(key[0] == env_id for key in runs)]
         if not env_ids:
             continue
-        by_differences = suite == "mujoco"
-        figure(env_ids, runs, DOCS / "images" / f"{suite}.png", wall_clock=by_differences)
+        figure(env_ids, runs, DOCS / "images" / f"{suite}.png", wall_clock=suite == "mujoco")
         lines += [f"## {title}", "", f"![Learning curves: {title}](images/{suite}.png)", ""]
         lines += ["Lines are means over seeds (their number in brackets), bands the range, dotted the paper's GI-PPO.", ""]
-        if by_differences:
-            lines += ["Below, the same over wall-clock: most of GI-PPO's is the differences.", ""]
-        if suite == "traffic":
-            lines += ["PPO is SB3's, with GI-PPO's policy network. More on both: [traffic.md](traffic.md).", ""]
+        if suite in remarks:
+            lines += [remarks[suite], ""]
         for env_id in env_ids:
             lines += table(env_id, runs)
     (DOCS / "results.md").write_text("\n".join(lines))

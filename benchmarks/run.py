@@ -18,7 +18,6 @@ from typing import Any
 from unittest.mock import patch
 
 RESULTS = Path(__file__).parent / "results"
-FIELDS = ("env", "algo", "seed", "steps", "best", "last", "evaluation", "seconds", "versions", "curve")
 CURVE_POINTS = 200
 
 SUITES: dict[str, list[str]] = {
@@ -125,6 +124,16 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add rows to a result file, which begins with their keys."""
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     """Run what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -146,12 +155,7 @@ def main() -> None:
         futures = {pool.submit(run, *job): job for job in todo}
         for done, future in enumerate(as_completed(futures), start=1):
             row = future.result()
-            fresh = not args.out.exists()
-            with args.out.open("a", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                if fresh:
-                    writer.writeheader()
-                writer.writerow(row)
+            append(args.out, [row])
             print(f"[{done}/{len(todo)}] {row['env']} {row['algo']} seed {row['seed']}: best {row['best']:.4g}", flush=True)
 
 

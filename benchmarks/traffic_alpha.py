@@ -8,7 +8,6 @@ Appends to benchmarks/results/traffic_alpha.csv (runs that are there are skipped
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ matplotlib.use("Agg")
 import numpy as np
 import torch as th
 from matplotlib import pyplot as plt
-from run import RESULTS, read
+from run import RESULTS, append, read
 from stable_baselines3.common.logger import configure
 
 from sb3_gippo.experiment import make_model
@@ -86,17 +85,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2000)
     args = parser.parse_args()
     th.set_num_threads(1)
+    there = {(row["env"], row["seed"]) for row in read(FILE)}
     for env_id in args.envs:
-        if (env_id, str(args.seed)) in {(row["env"], row["seed"]) for row in read(FILE)}:
-            continue
-        rows = record(env_id, args.seed)
-        fresh = not FILE.exists()
-        with FILE.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            if fresh:
-                writer.writeheader()
-            writer.writerows(rows)
-        print(env_id, args.seed, f"{len(rows)} rows", flush=True)
+        if (env_id, str(args.seed)) not in there:
+            append(FILE, record(env_id, args.seed))
     draw()
 
 

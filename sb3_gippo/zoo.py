@@ -117,8 +117,8 @@ def make_sampler(algo: str) -> Sampler:
                 suggest(trial)
         # The sampled policy replaces the file's: without these the file's own solution would not be in the space.
         trial.suggest_float("log_std_init", -2.0, 0.5)
-        trial.suggest_categorical("layer_norm", [False, True])
         if n_actions > 0:
+            trial.suggest_categorical("layer_norm", [False, True])
             trial.suggest_categorical("squash_actions", [False, True])
         return convert(algo, trial.params)
 

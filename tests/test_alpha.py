@@ -106,8 +106,7 @@ def judged(advantages: list[float], log_ratios: list[float], stds: th.Tensor, ne
     noise = normal(len(advantages), 2).float()
     return diagnose(
         advantages=th.tensor(advantages),
-        noise=noise,
-        whitened=noise,
+        agreed=agreement(th.tensor(advantages), noise, noise),
         log_probs=(th.zeros(len(log_ratios)), th.tensor(log_ratios)),
         stds=(stds, new_stds),
         clip_range=0.2,

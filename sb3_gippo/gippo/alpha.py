@@ -219,8 +219,7 @@ def agreement(advantages: th.Tensor, noise: th.Tensor, whitened: th.Tensor) -> t
 
 def diagnose(
     advantages: th.Tensor,
-    noise: th.Tensor,
-    whitened: th.Tensor,
+    agreed: tuple[float, float],
     log_probs: tuple[th.Tensor, th.Tensor],
     stds: tuple[th.Tensor, th.Tensor],
     clip_range: float,
@@ -231,8 +230,7 @@ def diagnose(
     The advantages are centred: E[ρ - 1] = 0 makes that free, and less noisy.
 
     :param advantages: Â (n,)
-    :param noise: ε (n, action_dim)
-    :param whitened: σ g (n, action_dim)
+    :param agreed: the batch's :func:`agreement`
     :param log_probs: log π̄ and log π_α (n,)
     :param stds: σ̄ and σ_α (n, action_dim)
     :param clip_range: PPO's
@@ -242,7 +240,6 @@ def diagnose(
     gain = (advantages - advantages.mean()) * (ratio - 1)
     standard_error = gain.std().item() / math.sqrt(len(gain)) if len(gain) > 1 else math.nan
     improvement = gain.mean().item()
-    slope, error = agreement(advantages, noise, whitened)
     return Diagnostics(
         det.min().item(),
         det.mean().item(),
@@ -250,6 +247,5 @@ def diagnose(
         improvement,
         improvement / standard_error if standard_error > 0 else 0.0,
         ((ratio - 1).abs() > clip_range).float().mean().item(),
-        slope,
-        error,
+        *agreed,
     )

@@ -300,10 +300,13 @@ class GIPPO(GradientPPO):
         old, last_layer = self._gaussian_and_last_layer(batch.observations)
         alpha = controller.alpha
         whitened = old[1] * batch.action_gradients
+        slope, error = agreement(batch.advantages, batch.noise, whitened)
         if isinstance(controller, PublishedController):
             loss_ratio = self._published_fit(controller, batch, old)
         else:
-            loss_ratio = self._trust_region_fit(alpha, batch, old, whitened, last_layer)
+            contradicted = self.skip_contradicted and slope + self.bias_z * error < 0
+            self.logger.record("train/alpha_contradicted", float(contradicted))
+            loss_ratio = self._trust_region_fit(0.0 if contradicted else alpha, batch, old, whitened, last_layer)
         diagnostics, new = None, old
         if loss_ratio is not None:
             with th.no_grad():
@@ -311,8 +314,7 @@ class GIPPO(GradientPPO):
             log_probs = log_prob(batch.actions, *old), log_prob(batch.actions, *new)
             diagnostics = diagnose(
                 batch.advantages,
-                batch.noise,
-                whitened,
+                (slope, error),
                 log_probs,
                 (old[1], new[1]),
                 self.clip_range(self._current_progress_remaining),  # type: ignore[operator]
@@ -346,10 +348,7 @@ class GIPPO(GradientPPO):
         assert region is not None
         region.update_std_freedom(std_freedom(last_layer, batch.noise, whitened))
         self.logger.record("train/std_freedom", region.std_freedom)
-        slope, error = agreement(batch.advantages, batch.noise, whitened)
-        contradicted = self.skip_contradicted and slope + self.bias_z * error < 0
-        self.logger.record("train/alpha_contradicted", float(contradicted))
-        if alpha == 0 or contradicted:
+        if alpha == 0:
             return 1.0  # no step; the gradients are judged all the same
         kl, std_kl = (alpha**2 * budget for budget in self._budgets)
         remaining = max(self._current_progress_remaining, 0.0)
