@@ -82,16 +82,16 @@ def run(env_id: str, algo: str, seed: int) -> dict[str, Any]:
     import numpy as np
     import stable_baselines3 as sb3
     import torch as th
+    from corrupt import CorruptGradients
     from stable_baselines3.common.evaluation import evaluate_policy
 
     import sb3_gippo
-    from sb3_gippo.experiment import CurveCallback, make_model
+    from sb3_gippo.cli.experiment import CurveCallback, make_model
 
     th.set_num_threads(1)
     variant = VARIANTS[algo]
-    model, steps = make_model(
-        variant.algo, env_id, seed, env_kwargs=variant.env_kwargs, corruption=variant.corruption, **variant.overrides
-    )
+    wrap = (lambda env: CorruptGradients(env, seed, **variant.corruption)) if variant.corruption else None
+    model, steps = make_model(variant.algo, env_id, seed, env_kwargs=variant.env_kwargs, wrap=wrap, **variant.overrides)
     curve = CurveCallback()
     with ExitStack() as stack:
         for name, replacement in variant.patches.items():

@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 from run import RESULTS, append, read
 from stable_baselines3.common.logger import configure
 
-from sb3_gippo.experiment import make_model
+from sb3_gippo.cli.experiment import make_model
 
 FILE = RESULTS / "traffic_alpha.csv"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "traffic_alpha.png"

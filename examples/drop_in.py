@@ -18,7 +18,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_gippo import GIPPO
-from sb3_gippo.experiment import build_model, read_entry, read_hyperparams
+from sb3_gippo.cli.experiment import build_model
+from sb3_gippo.cli.hyperparams import read_entry, read_hyperparams
 
 Wrapper = Callable[[gym.Env], gym.Env]
 

@@ -7,7 +7,7 @@ import gymnasium as gym
 from PIL import Image
 from stable_baselines3.common.callbacks import ProgressBarCallback
 
-from sb3_gippo.experiment import CurveCallback, make_model
+from sb3_gippo.cli.experiment import CurveCallback, make_model
 
 ENV_ID = "PaceCarB-v0"
 FOLDER = Path("runs") / ENV_ID

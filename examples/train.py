@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from stable_baselines3.common.callbacks import ProgressBarCallback
 
-from sb3_gippo.experiment import CurveCallback, make_model
+from sb3_gippo.cli.experiment import CurveCallback, make_model
 
 ENV_ID = "DeJong-v0"
 STEPS = 50_000

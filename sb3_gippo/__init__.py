@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 import gippo_envs  # noqa: F401  (registers the environments)
-from sb3_gippo.baselines import RP
 from sb3_gippo.checker import GradientReport, check_differentiable_env
-from sb3_gippo.common.gradients import GradientChannelError
 from sb3_gippo.gippo import GIPPO
+from sb3_gippo.rollout.step_gradient import GradientChannelError
+from sb3_gippo.rp import RP
 from sb3_gippo.vec_env import TorchVecEnv, make_vec_env
 from sb3_gippo.version import __version__
 
 if TYPE_CHECKING:
-    from sb3_gippo.wrappers.mujoco import MujocoGradient as MujocoGradient
+    from sb3_gippo.mujoco.wrapper import MujocoGradient as MujocoGradient
 
 __all__ = [
     "GIPPO",
@@ -28,7 +28,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # MuJoCo is an extra, and slow to import: only those who ask for it need it.
     if name == "MujocoGradient":
-        from sb3_gippo.wrappers.mujoco import MujocoGradient
+        from sb3_gippo.mujoco.wrapper import MujocoGradient
 
         return MujocoGradient
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_gippo import GradientChannelError, check_differentiable_env
-from sb3_gippo.common.differences import central_differences
+from sb3_gippo.checker.differences import central_differences
 from tests.reference import linear_quadratic
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
+from benchmarks.corrupt import CorruptGradients, Corruption
 from sb3_gippo import GIPPO, make_vec_env
-from sb3_gippo.wrappers.corrupt import CorruptGradients, Corruption
 
 
 def apply(action_bar: th.Tensor, **kwargs: Any) -> th.Tensor:

@@ -38,7 +38,7 @@ def test_gradients_are_used_where_there_are_some(example: ModuleType) -> None:
 
 def test_mujocos_published_entry_equals_ppo_without_the_wrapper_and_differs_with_it(example: ModuleType) -> None:
     pytest.importorskip("mujoco")
-    MujocoGradient = pytest.importorskip("sb3_gippo.wrappers.mujoco").MujocoGradient
+    MujocoGradient = pytest.importorskip("sb3_gippo.mujoco.wrapper").MujocoGradient
     cheetah = ("HalfCheetah-v4", 512, "HalfCheetah-v5")
     ppo, gippo = example.published(PPO, *cheetah), example.published(GIPPO, *cheetah)
     assert example.same_parameters(ppo, gippo)

@@ -8,8 +8,9 @@ import yaml
 from stable_baselines3 import PPO
 
 from sb3_gippo import GIPPO
+from sb3_gippo.cli.experiment import CurveCallback, make_model
+from sb3_gippo.cli.hyperparams import ALGORITHMS, hyperparams_dir, read_hyperparams
 from sb3_gippo.common.policies import MlpPolicy
-from sb3_gippo.experiment import ALGORITHMS, CurveCallback, hyperparams_dir, make_model, read_hyperparams
 
 ENTRIES = [
     (algo, env_id)

@@ -20,8 +20,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_gippo import GIPPO, make_vec_env
+from sb3_gippo.cli.experiment import CurveCallback, make_model
 from sb3_gippo.common.policies import MlpPolicy
-from sb3_gippo.experiment import CurveCallback, make_model
 from sb3_gippo.gippo.alpha import virtual_log_prob
 from tests.reference import Float64Policy
 

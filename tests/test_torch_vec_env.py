@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from gippo_envs.core import BatchedEnv, FunctionalEnv, SingleEnv
 from sb3_gippo import GIPPO, TorchVecEnv, make_vec_env
-from sb3_gippo.common.gradients import DenseStepGradient, GraphStepGradient
+from sb3_gippo.rollout.step_gradient import DenseStepGradient, GraphStepGradient
 from tests.reference import Float64Policy, LinearQuadratic
 
 FUNCTIONAL = [env_id for env_id, spec in gym.registry.items() if spec.entry_point == "gippo_envs.core:SingleEnv"]

@@ -21,8 +21,8 @@ from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_gippo import GIPPO, TorchVecEnv
-from sb3_gippo.__main__ import COMMANDS, main
-from sb3_gippo.experiment import ALGORITHMS, hyperparams_dir
+from sb3_gippo.cli.hyperparams import ALGORITHMS, hyperparams_dir
+from sb3_gippo.cli.main import COMMANDS, main
 from sb3_gippo.vec_env.make import from_env_fns
 
 TRAIN = "train --algo gippo --env DeJong-v0"
@@ -46,7 +46,7 @@ def zoo(folder: Path, command: str) -> str:
 def zoo_many(folder: Path, *commands: str, then: str = "") -> str:
     """The same for several commands in one process, which saves the time of starting; each ends with its status."""
     script = f"""
-from sb3_gippo.__main__ import main
+from sb3_gippo.cli.main import main
 for command in {[shlex.split(command) for command in commands]}:
     try:
         main(command)
@@ -164,14 +164,15 @@ def test_studies_tune_our_hyperparameters_in_a_shared_database(tmp_path: Path) -
 def test_an_algorithm_is_tuned_over_what_its_constructor_takes(tmp_path: Path) -> None:
     script = """
 import optuna
-from sb3_gippo import GIPPO, experiment
+from sb3_gippo import GIPPO
+from sb3_gippo.cli import hyperparams
 
 class Fewer(GIPPO):
     def __init__(self, policy, env, learning_rate=1e-3, n_steps=8, policy_kwargs=None, alpha_kl=0.1):
         super().__init__(policy, env, learning_rate, n_steps, policy_kwargs=policy_kwargs, alpha_kl=alpha_kl)
 
-experiment.ALGORITHMS["fewer"] = Fewer
-from sb3_gippo import zoo
+hyperparams.ALGORITHMS["fewer"] = Fewer
+from sb3_gippo.cli import zoo
 zoo.register()
 trial = optuna.create_study().ask()
 drawn = zoo.HYPERPARAMS_SAMPLER["fewer"](trial, 1, 2, {})

@@ -13,8 +13,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
-from sb3_gippo.common.on_policy import GradientPPO, check_integer
 from sb3_gippo.common.optimizers import leaving_out_nonfinite_steps
 from sb3_gippo.gippo.alpha import (
     AgreementController,
@@ -29,6 +27,8 @@ from sb3_gippo.gippo.alpha import (
 )
 from sb3_gippo.gippo.fit import AdamFit, clamp_log_std
 from sb3_gippo.gippo.trust_region import Gaussian, TrustRegion, fit_displacement, natural_displacement, pull_back, std_freedom
+from sb3_gippo.on_policy.gradient_ppo import GradientPPO, check_integer
+from sb3_gippo.rollout.buffer import GradientBatch, GradientRolloutBuffer
 
 CONTROLLERS: dict[str, Any] = {"trust_region": AgreementController, "adam": PublishedController}
 """control of α by solver"""
@@ -69,7 +69,7 @@ class GIPPO(GradientPPO):
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE); it cannot be used with gradients
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
     :param rollout_buffer_class: Rollout buffer class to use, a subclass of
-        :class:`~sb3_gippo.common.buffers.GradientRolloutBuffer`. If ``None``, it will be automatically selected.
+        :class:`~sb3_gippo.rollout.buffer.GradientRolloutBuffer`. If ``None``, it will be automatically selected.
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param target_kl: Limit the KL divergence between updates
     :param stats_window_size: Window size for the rollout logging

@@ -11,9 +11,9 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_gippo.common.actor import ActorParameters
 from sb3_gippo.common.optimizers import restore, snapshot
 from sb3_gippo.gippo.fit import clamp_log_std
+from sb3_gippo.on_policy.actor import ActorParameters
 
 ROW_LIMIT = 3.0
 """longest row of the action gradients, in mean rows"""

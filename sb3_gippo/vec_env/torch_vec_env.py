@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from gippo_envs import BatchedEnv
-from sb3_gippo.common.gradients import GraphStepGradient
+from sb3_gippo.rollout.step_gradient import GraphStepGradient
 
 
 class TorchVecEnv(VecEnv):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_gippo.common.gradients import DenseStepGradient
-from sb3_gippo.common.sweep import action_gradients
+from sb3_gippo.rollout.adjoint import action_gradients
+from sb3_gippo.rollout.step_gradient import DenseStepGradient
 
 STEPS, N_ENVS, STATE, ACTION = 6, 4, 3, 2
 

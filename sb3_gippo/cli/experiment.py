@@ -3,76 +3,16 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import yaml
-from gymnasium.envs.registration import load_env_creator
-from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize
-from torch import nn
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_gippo.baselines import RP
-from sb3_gippo.gippo import GIPPO
+from sb3_gippo.cli.hyperparams import ALGORITHMS, class_named, read_hyperparams
 from sb3_gippo.vec_env import make_vec_env
-from sb3_gippo.wrappers.corrupt import CorruptGradients
-
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"gippo": GIPPO, "ppo": PPO, "rp": RP}
-
-
-def hyperparams_dir() -> Path:
-    """:return: the folder of the hyper-parameter files: the repository's, or the one that was packaged"""
-    package = Path(__file__).parent
-    checkout = package.parent / "hyperparams"
-    return checkout if (checkout / "gippo.yml").is_file() else package / "hyperparams"
-
-
-def read_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
-    """
-    An entry of ``hyperparams/<algo>.yml``.
-
-    :param algo: one of :data:`ALGORITHMS`
-    :param env_id: the environment; the file's ``default`` serves if it has no entry
-    :return: see :func:`read_entry`
-    :raises ValueError: for an unknown algorithm
-    """
-    if algo not in ALGORITHMS:
-        raise ValueError(f"Unknown algorithm {algo!r}: there are {', '.join(ALGORITHMS)}.")
-    return read_entry(hyperparams_dir() / f"{algo}.yml", env_id)
-
-
-def read_entry(file: Path, env_id: str) -> dict[str, Any]:
-    """
-    An entry of a file in rl_zoo3's format.
-
-    :param file: the yml file
-    :param env_id: the environment; the file's ``default`` serves if it has no entry
-    :return: the entry, with ``policy_kwargs`` and ``normalize`` evaluated, ``lin_...`` as schedules and a policy's full name
-        as the class, as rl_zoo3 reads them
-    """
-    entries = yaml.safe_load(file.read_text())
-    entry = dict(entries.get(env_id, entries["default"]))
-    for key in ("policy_kwargs", "normalize"):
-        if isinstance(entry.get(key), str):
-            entry[key] = eval(entry[key], {"nn": nn, "dict": dict})
-    for key in ("learning_rate", "clip_range", "clip_range_vf"):
-        if isinstance(entry.get(key), str):
-            entry[key] = LinearSchedule(float(entry[key].removeprefix("lin_")), 0.0, 1.0)
-    if "." in entry.get("policy", ""):
-        entry["policy"] = class_named(entry["policy"])
-    return entry
-
-
-def class_named(name: str) -> Any:
-    """
-    :param name: ``"package.module.Class"``
-    :return: the class
-    """
-    return load_env_creator(":".join(name.rsplit(".", 1)))
 
 
 def make_model(
@@ -80,7 +20,7 @@ def make_model(
     env_id: str,
     seed: int,
     env_kwargs: dict[str, Any] | None = None,
-    corruption: dict[str, Any] | None = None,
+    wrap: Callable[[VecEnv], VecEnv] | None = None,
     **overrides: Any,
 ) -> tuple[BaseAlgorithm, int]:
     """
@@ -90,12 +30,12 @@ def make_model(
     :param env_id: a registered environment
     :param seed: of everything random
     :param env_kwargs: the environment's constants
-    :param corruption: what :class:`~sb3_gippo.wrappers.corrupt.CorruptGradients` does to the gradients; nothing by default
+    :param wrap: what is put around the environments, inside of VecNormalize; nothing by default
     :param overrides: hyper-parameters that replace the file's
     :return: the model, and the number of steps the file has it trained for
     """
     entry = {**read_hyperparams(algo, env_id), **overrides}
-    return build_model(ALGORITHMS[algo], env_id, entry, seed, env_kwargs, corruption)
+    return build_model(ALGORITHMS[algo], env_id, entry, seed, env_kwargs, wrap)
 
 
 def build_model(
@@ -104,7 +44,7 @@ def build_model(
     entry: dict[str, Any],
     seed: int,
     env_kwargs: dict[str, Any] | None = None,
-    corruption: dict[str, Any] | None = None,
+    wrap: Callable[[VecEnv], VecEnv] | None = None,
 ) -> tuple[BaseAlgorithm, int]:
     """
     A model with its environments.
@@ -115,7 +55,7 @@ def build_model(
         ``normalize`` and ``env_wrapper`` (one class, or its name)
     :param seed: of everything random
     :param env_kwargs: the environment's constants, beside the entry's ``env_kwargs``
-    :param corruption: what :class:`~sb3_gippo.wrappers.corrupt.CorruptGradients` does to the gradients; nothing by default
+    :param wrap: what is put around the environments, inside of VecNormalize; nothing by default
     :return: the model, and the number of steps the entry has it trained for
     """
     entry = dict(entry)
@@ -124,8 +64,8 @@ def build_model(
     wrapper_class: Any = class_named(wrapper) if isinstance(wrapper, str) else wrapper
     env_kwargs = {**entry.pop("env_kwargs", {}), **(env_kwargs or {})}
     env = make_vec_env(env_id, n_envs, seed=seed, env_kwargs=env_kwargs, wrapper_class=wrapper_class)
-    if corruption:
-        env = CorruptGradients(env, seed, **corruption)
+    if wrap is not None:
+        env = wrap(env)
     if normalize:
         kwargs = normalize if isinstance(normalize, dict) else {}
         env = VecNormalize(env, **{"gamma": entry.get("gamma", 0.99), **kwargs})

@@ -8,8 +8,8 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_gippo.common.buffers import GradientRolloutBuffer
-from sb3_gippo.common.on_policy import GradientPPO
+from sb3_gippo.on_policy.gradient_ppo import GradientPPO
+from sb3_gippo.rollout.buffer import GradientRolloutBuffer
 
 SelfRP = TypeVar("SelfRP", bound="RP")
 

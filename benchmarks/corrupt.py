@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_gippo.common.gradients import DenseStepGradient, StepGradient, offered_step_gradient
+from sb3_gippo.rollout.step_gradient import DenseStepGradient, StepGradient, offered_step_gradient
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class CorruptedStepGradient:
     def vjp(
         self, next_state_bar: th.Tensor | None, next_obs_bar: th.Tensor, reward_bar: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
-        """See :class:`~sb3_gippo.common.gradients.StepGradient`."""
+        """See :class:`~sb3_gippo.rollout.step_gradient.StepGradient`."""
         state_bar, action_bar = self.source.vjp(next_state_bar, next_obs_bar, reward_bar)
         return state_bar, self.corruption.apply(action_bar, self.generator)
 

@@ -24,7 +24,7 @@ from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from sb3_gippo.experiment import ALGORITHMS, hyperparams_dir
+from sb3_gippo.cli.hyperparams import ALGORITHMS, hyperparams_dir
 from sb3_gippo.vec_env.make import from_env_fns
 
 ZOO_ALGORITHMS: dict[str, type[BaseAlgorithm]] = dict(ALGOS)

@@ -13,7 +13,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_gippo.common.gradients import KEYS, GradientChannelError
+from sb3_gippo.rollout.step_gradient import KEYS, GradientChannelError
 
 FLOATS = ("float32", "float64")
 
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
         return "float32" if any(array.dtype == np.float32 for array in arrays) else "float64"
 
 
-class Probe:
+class Recorder:
     """
     :param env: a Gymnasium environment with Box spaces, ``get_state()`` and ``set_state(x)``
     :raises GradientChannelError: if it is not one

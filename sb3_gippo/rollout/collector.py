@@ -9,12 +9,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
-from sb3_gippo.common.buffers import GradientRolloutBuffer
-from sb3_gippo.common.gradients import DenseStepGradient, GradientChannelError, StepGradient, offered_step_gradient
-from sb3_gippo.common.transforms import action_derivative, observation_derivative, reward_derivative
+from sb3_gippo.rollout.buffer import GradientRolloutBuffer
+from sb3_gippo.rollout.chain_rule import action_derivative, observation_derivative, reward_derivative
+from sb3_gippo.rollout.step_gradient import DenseStepGradient, GradientChannelError, StepGradient, offered_step_gradient
 
 
-class GradientTap(BaseCallback):
+class GradientCollector(BaseCallback):
     """
     Called right after each ``env.step`` with the loop's locals, it files the step gradient, the terminal observations and the
     normalisation scales of that very step in the rollout buffer. If the first step has no gradient it does nothing.

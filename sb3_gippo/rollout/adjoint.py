@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch as th
 
-from sb3_gippo.common.gradients import StepGradient
+from sb3_gippo.rollout.step_gradient import StepGradient
 
 
 def action_gradients(

@@ -16,10 +16,10 @@ try:
 except (ImportError, DependencyNotInstalled) as error:
     raise ImportError('MujocoGradient needs MuJoCo and imageio: pip install "sb3-gippo[mujoco]".') from error
 
-from sb3_gippo.common.gradients import GradientChannelError
-from sb3_gippo.wrappers.coordinates import PARTS, Coordinates
-from sb3_gippo.wrappers.differences import stencil
-from sb3_gippo.wrappers.probe import Probe
+from sb3_gippo.mujoco.coordinates import PARTS, Coordinates
+from sb3_gippo.mujoco.replay import Replay
+from sb3_gippo.mujoco.stencil import stencil
+from sb3_gippo.rollout.step_gradient import GradientChannelError
 
 COARSE_EPSILON = 1e-4
 """differences of at least this step may be taken through numbers rounded to float32"""
@@ -31,7 +31,7 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
     ``step`` is run from perturbed states and actions, and everything is put back before the real step is made. States,
     rewards, observations and random numbers are those of the task without the wrapper.
 
-    The differentiable state is that of :class:`~sb3_gippo.wrappers.coordinates.Coordinates`: positions, velocities, actuator
+    The differentiable state is that of :class:`~sb3_gippo.mujoco.coordinates.Coordinates`: positions, velocities, actuator
     activations. All else the next step depends on counts as constant: Python attributes of the task, its random numbers, the
     solver's warm start.
 
@@ -83,7 +83,7 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._coordinates = Coordinates(self.task.model)
         unbounded = np.full(self._coordinates.size, np.inf)
         self._bounds = np.concatenate([-unbounded, space.low.ravel()]), np.concatenate([unbounded, space.high.ravel()])
-        self._probes = [Probe(self.task, self._coordinates, twin=self.threads > 1) for _ in range(self.threads)]
+        self._replays = [Replay(self.task, self._coordinates, twin=self.threads > 1) for _ in range(self.threads)]
         self._precise = self.epsilon >= COARSE_EPSILON
 
     @property
@@ -172,18 +172,18 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         :param raw: states (p, nq + nv + na)
         :param actions: (p, ...)
         :param action: the step's own
-        :return: what the step itself gives, and what it would give from those states: see :meth:`Probe.step`, (1 + p, ...)
+        :return: what the step itself gives, and what it would give from those states: see :meth:`Replay.step`, (1 + p, ...)
         """
         outcomes: list[Any] = [None] * len(raw)
 
         def run(index: int) -> None:
             for point in range(index, len(raw), self.threads):
-                outcomes[point] = self._probes[index].step(actions[point], raw[point])
+                outcomes[point] = self._replays[index].step(actions[point], raw[point])
 
         try:
-            for probe in self._probes:
-                probe.remember()
-            values = self._probes[0].step(action.copy())
+            for replay in self._replays:
+                replay.remember()
+            values = self._replays[0].step(action.copy())
             if not self._precise:
                 self._precise = self._takes_float64(action, values)
             if self.threads == 1:
@@ -192,7 +192,7 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
                 with ThreadPoolExecutor(self.threads) as pool:
                     list(pool.map(run, range(self.threads)))  # a list, to see what was raised
         finally:
-            self._probes[0].restore()
+            self._replays[0].restore()
         return np.stack([values, *outcomes])
 
     def _takes_float64(self, action: np.ndarray, values: np.ndarray) -> bool:
@@ -202,9 +202,9 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         :return: whether the task was seen to react to changes that float32 would hide
         :raises GradientChannelError: if it reacts to others only
         """
-        probe = self._probes[0]
-        if (probe.step(action * (1 + 2**-27)) != values).any():
+        replay = self._replays[0]
+        if (replay.step(action * (1 + 2**-27)) != values).any():
             return True
-        if (probe.step(action * (1 + 2**-10)) != values).any():
+        if (replay.step(action * (1 + 2**-10)) != values).any():
             raise GradientChannelError(self._too_coarse("rounds its actions to float32"))
         return False

@@ -24,13 +24,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_gippo.common.actor import actor_parameters
-from sb3_gippo.common.buffers import GradientBatch, GradientRolloutBuffer
-from sb3_gippo.common.critic import CriticMemory, fit_critic
 from sb3_gippo.common.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_gippo.common.sweep import action_gradients
-from sb3_gippo.common.tap import GradientTap, check_advantages
-from sb3_gippo.common.workers import close_if_worker_died
+from sb3_gippo.on_policy.actor import actor_parameters
+from sb3_gippo.on_policy.critic import CriticMemory, fit_critic
+from sb3_gippo.rollout.adjoint import action_gradients
+from sb3_gippo.rollout.buffer import GradientBatch, GradientRolloutBuffer
+from sb3_gippo.rollout.collector import GradientCollector, check_advantages
+from sb3_gippo.rollout.workers import close_if_worker_died
 
 
 def check_integer(name: str, value: object, smallest: int) -> None:
@@ -206,7 +206,7 @@ class GradientPPO(PPO):
             self._warn_plain_ppo(reason)
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         assert isinstance(rollout_buffer, GradientRolloutBuffer)
-        tap = GradientTap(self.policy, rollout_buffer)
+        tap = GradientCollector(self.policy, rollout_buffer)
         chain = CallbackList([tap, callback])
         chain.model = self
         completed = super().collect_rollouts(env, chain, rollout_buffer, n_rollout_steps)

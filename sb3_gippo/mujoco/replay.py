@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.mujoco import MujocoEnv
 
-from sb3_gippo.wrappers.coordinates import PARTS, Coordinates
+from sb3_gippo.mujoco.coordinates import PARTS, Coordinates
 
 IMMUTABLE = (bool, int, float, str, type(None), np.generic, spaces.Space)
 ENGINE = ("model", "data", "mujoco_renderer", "_np_random")
@@ -18,7 +18,7 @@ CONSTANT = ("init_qpos", "init_qvel", "metadata", "observation_structure", "spec
 """attributes of a ``MujocoEnv``: those that are taken care of by themselves, and those that a step does not change"""
 
 
-class Probe:
+class Replay:
     """
     Runs the task's step from given states. It does so on the task itself, so that what a task keeps (named access to bodies,
     views of MuJoCo's arrays) goes on pointing to the right data; for use in threads, on a twin with data of its own.

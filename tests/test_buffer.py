@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_gippo import GradientChannelError
-from sb3_gippo.common.buffers import GradientRolloutBuffer
+from sb3_gippo.rollout.buffer import GradientRolloutBuffer
 
 STEPS, N_ENVS = 4, 3
 OBSERVATIONS, ACTIONS = spaces.Box(-1, 1, (2,), np.float32), spaces.Box(-1, 1, (2,), np.float32)

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from sb3_gippo.common.differences import Differences, central_differences
-from sb3_gippo.common.gradients import KEYS, DenseStepGradient, GradientChannelError
-from sb3_gippo.common.probe import FLOATS, Outcome, Probe
-from sb3_gippo.common.tap import check_integrity
+from sb3_gippo.checker.differences import Differences, central_differences
+from sb3_gippo.checker.recorder import FLOATS, Outcome, Recorder
+from sb3_gippo.rollout.collector import check_integrity
+from sb3_gippo.rollout.step_gradient import KEYS, DenseStepGradient, GradientChannelError
 
 
 @dataclass
@@ -83,28 +83,28 @@ def check_differentiable_env(
     :return: what was compared
     :raises GradientChannelError: at the first fault, named in a sentence
     """
-    probe = Probe(env)
-    probe.action_space.seed(seed)
-    check = _Check(probe, tolerance)
+    recorder = Recorder(env)
+    recorder.action_space.seed(seed)
+    check = _Check(recorder, tolerance)
     rng = np.random.default_rng(seed)
     for episode in range(seed, seed + n_episodes):
         states, actions, outcomes = check.rollout(episode, max_steps)
         check.repeat_first_step(episode, actions[0], outcomes[0])
         others = rng.permutation(len(actions) - 1)[: max(n_checked - 1, 0)]
         for t in (*sorted(others.tolist()), len(actions) - 1):
-            probe.reset(episode)
+            recorder.reset(episode)
             check.replay(states[t], actions[t], outcomes[t])
             where = f"at step {t} of the episode with seed {episode}"
             check.differences(where, states[t], actions[t], outcomes[t])
-    probe.switch(True)
+    recorder.switch(True)
     return check.report
 
 
 class _Check:
     """The single checks."""
 
-    def __init__(self, probe: Probe, tolerance: float | None):
-        self.probe = probe
+    def __init__(self, recorder: Recorder, tolerance: float | None):
+        self.recorder = recorder
         self.report = GradientReport()
         self.precisions = {
             name: precision if tolerance is None else precision._replace(derivative=tolerance)
@@ -113,16 +113,16 @@ class _Check:
 
     def rollout(self, seed: int, max_steps: int) -> tuple[list[np.ndarray], list[np.ndarray], list[Outcome]]:
         """An episode of random actions: states before the steps, actions, outcomes."""
-        self.probe.switch(True)
-        self.probe.reset(seed)
-        states, actions = [self.probe.get_state()], []
+        self.recorder.switch(True)
+        self.recorder.reset(seed)
+        states, actions = [self.recorder.get_state()], []
         outcomes: list[Outcome] = []
         while not outcomes or (len(outcomes) < max_steps and not outcomes[-1].ended):
-            actions.append(self.probe.random_action(PRECISIONS["float32"].step))
-            outcomes.append(self.probe.step(actions[-1]))
+            actions.append(self.recorder.random_action(PRECISIONS["float32"].step))
+            outcomes.append(self.recorder.step(actions[-1]))
             states.append(outcomes[-1].state)
             self.check_form(actions[-1], outcomes[-1])
-        self.probe.check_untouched()
+        self.recorder.check_untouched()
         return states, actions, outcomes
 
     def check_form(self, action: np.ndarray, outcome: Outcome) -> None:
@@ -155,28 +155,28 @@ class _Check:
         check_integrity(step_gradient, action.reshape(1, -1), outcome.obs[None], outcome.reward[None], None)
 
     def repeat_first_step(self, seed: int, action: np.ndarray, first: Outcome) -> None:
-        self.probe.reset(seed)
+        self.recorder.reset(seed)
         self.compare(
             first,
-            self.probe.step(action),
+            self.recorder.step(action),
             "A reset with the same seed and the same first action gave another",
             "something leaks across the reset, or is drawn from a generator that reset(seed=...) does not seed.",
         )
 
     def replay(self, state: np.ndarray, action: np.ndarray, outcome: Outcome) -> None:
         """The transition once more with gradients, and once without."""
-        self.probe.set_state(state)
+        self.recorder.set_state(state)
         self.compare(
             outcome,
-            self.probe.step(action),
+            self.recorder.step(action),
             "The same state and action gave another",
             "set_state(x) must restore everything step() depends on, and step() must draw no random numbers.",
         )
-        if self.probe.switchable:
-            self.probe.switch(False)
-            self.probe.set_state(state)
-            plain = self.probe.step(action)
-            self.probe.switch(True)
+        if self.recorder.switchable:
+            self.recorder.switch(False)
+            self.recorder.set_state(state)
+            plain = self.recorder.step(action)
+            self.recorder.switch(True)
             if plain.grad is not None:
                 raise GradientChannelError('step() returns info["grad"] after set_differentiable(False).')
             self.compare(
@@ -185,7 +185,7 @@ class _Check:
                 "Asking for gradients changes the",
                 "the numbers must be the same with and without.",
             )
-        self.probe.check_untouched()
+        self.recorder.check_untouched()
 
     def compare(self, expected: Outcome, found: Outcome, what: str, why: str) -> None:
         """:raises GradientChannelError: ``what`` gave another number than expected, and ``why`` that may be"""
@@ -219,18 +219,18 @@ class _Check:
             return np.concatenate(parts, dtype=np.float64)
 
         def outputs(inputs: np.ndarray) -> np.ndarray:
-            self.probe.set_state(inputs[:n].astype(state.dtype))
-            moved = self.probe.step(inputs[n:].reshape(action.shape).astype(action.dtype))
+            self.recorder.set_state(inputs[:n].astype(state.dtype))
+            moved = self.recorder.step(inputs[n:].reshape(action.shape).astype(action.dtype))
             return np.concatenate([moved.state, moved.obs, moved.reward[None]])
 
         x = np.concatenate([state, action.ravel()], dtype=np.float64)
         # Large numbers are coarse: a step must be many roundings long.
         steps = np.maximum(step, 100 * eps * np.abs(x))
-        steps[n:] = np.minimum(steps[n:], np.ravel(self.probe.action_space.high - self.probe.action_space.low) / 4)
-        self.probe.switch(False)
+        steps[n:] = np.minimum(steps[n:], np.ravel(self.recorder.action_space.high - self.recorder.action_space.low) / 4)
+        self.recorder.switch(False)
         differences = central_differences(outputs, rounded, x, steps, eps)
-        self.probe.switch(True)
-        self.probe.handed_over.clear()
+        self.recorder.switch(True)
+        self.recorder.handed_over.clear()
 
         wrt = {"state": n, "action": action.size}
         of = {"state": n, "obs": k, "reward": 1}

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_obs_shape
 
-from sb3_gippo.common.gradients import GradientChannelError, StepGradient
+from sb3_gippo.rollout.step_gradient import GradientChannelError, StepGradient
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch as th
 
 from gippo_envs import BatchedEnv, SingleEnv
 from sb3_gippo import GradientChannelError
-from sb3_gippo.common.gradients import KEYS, DenseStepGradient, GraphStepGradient
+from sb3_gippo.rollout.step_gradient import KEYS, DenseStepGradient, GraphStepGradient
 from tests.reference import LinearQuadratic
 
 STATE, ACTION, OBSERVATION, N_ENVS = 3, 2, 4, 2

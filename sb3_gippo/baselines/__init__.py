@@ -1,3 +1,0 @@
-from sb3_gippo.baselines.rp import RP
-
-__all__ = ["RP"]

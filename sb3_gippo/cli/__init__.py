@@ -1,0 +1,1 @@
+"""The command line: rl_zoo3's commands, hyper-parameter files, whole training runs."""
