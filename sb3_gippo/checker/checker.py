@@ -12,7 +12,7 @@ import numpy as np
 from sb3_gippo.checker.differences import Differences, central_differences
 from sb3_gippo.checker.recorder import FLOATS, Outcome, Recorder
 from sb3_gippo.rollout.collector import check_integrity
-from sb3_gippo.rollout.step_gradient import KEYS, DenseStepGradient, GradientChannelError
+from sb3_gippo.rollout.step_gradient import KEYS, STATES, TAKEN_AT, DenseStepGradient, GradientChannelError
 
 
 @dataclass
@@ -136,7 +136,7 @@ class _Check:
                 'step() returned no info["grad"]: it must in every step, once gradients are switched on by '
                 "set_differentiable(True) or at construction."
             )
-        known = (*KEYS, "action", "obs", "reward")
+        known = (*KEYS, *TAKEN_AT, *STATES)
         for key, array in grad.items():
             if key not in known:
                 raise GradientChannelError(f'info["grad"] has an unknown key {key!r}: known are {", ".join(known)}.')

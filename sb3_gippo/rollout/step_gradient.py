@@ -60,6 +60,8 @@ def offered_step_gradient(env: VecEnv) -> StepGradient | None:
 
 KEYS = ("state_state", "state_action", "obs_state", "obs_action", "reward_state", "reward_action")
 TAKEN_AT = ("action", "obs", "reward")
+STATES = ("state", "next_state")
+"""the state before and after the step, (n,); optional: with them, steps that do not follow one another are noticed"""
 
 
 @dataclass
@@ -190,10 +192,13 @@ def _arrays(index: int, grad: Any) -> dict[str, np.ndarray]:
     """What the channel knows of the ``info["grad"]`` of environment ``index``, as arrays of numbers."""
     if not isinstance(grad, Mapping):
         raise GradientChannelError(f'info["grad"] of environment {index} is a {type(grad).__name__}, not a dict of arrays.')
+    known = (*KEYS, *TAKEN_AT, *STATES)
     arrays = {}
-    for key in (*KEYS, *TAKEN_AT):
-        if key not in grad:
-            continue
+    for key in grad:
+        if key not in known:
+            raise GradientChannelError(
+                f'info["grad"] of environment {index} has an unknown key {key!r}: known are {", ".join(known)}.'
+            )
         try:
             array = np.asarray(grad[key])
         except ValueError:  # rows of different lengths
