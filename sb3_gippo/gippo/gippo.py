@@ -215,18 +215,23 @@ class GIPPO(GradientPPO):
         assert isinstance(self.rollout_buffer, GradientRolloutBuffer) and self.actor is not None
         self._log_gradients()
         batch = self.rollout_buffer.gradient_batch()
+        if not self._has_gradients:
+            self._train_without(batch)
+            return
         self.policy.set_training_mode(False)
         old, features = self.actor.gaussian_and_features(batch.observations)
-        start, spent = self._make_alpha_step(batch, old, features) if self._has_gradients else self._leave_out(old)
+        start, spent = self._make_alpha_step(batch, old, features)
         self._ppo_step(batch, start, spent)
         self._fit_critic(batch)
 
-    def _leave_out(self, old: Gaussian) -> tuple[Gaussian, float]:
+    def _train_without(self, batch: GradientBatch) -> None:
+        """After a window in which no gradient was usable: PPO's update, steps that are not finite left out."""
         assert self.alpha_step is not None
-        self.alpha_step.log = {}
         self.logger.record("train/alpha", self.alpha_step.alpha)
         self.logger.record("train/alpha_decision", self.alpha_step.no_gradients())
-        return old, 0.0
+        with guarded_steps(self.policy.optimizer):
+            super().train()
+        self._fit_critic(batch)
 
     def _make_alpha_step(self, batch: GradientBatch, old: Gaussian, features: th.Tensor) -> tuple[Gaussian, float]:
         """

@@ -344,7 +344,7 @@ class GradientPPO(PPO):
         """
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         state = read_learner(path, model.device)
-        if state and model._unsupported() is None:
+        if state and model._wants_gradients() and model._unsupported() is None:
             model._setup_learner()
             model._load_learner_state(state)
         return model

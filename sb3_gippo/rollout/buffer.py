@@ -32,7 +32,7 @@ class GradientRolloutBuffer(RolloutBuffer):
     squash), the environment's step gradients, and after the rollout ``action_gradients``.
 
     Without gradients it is a plain ``RolloutBuffer``, in memory as well: the arrays below, of shape (n_steps, n_envs, ...),
-    come with a window's first gradient.
+    are empty until a window's first gradient.
     """
 
     noise: np.ndarray
@@ -55,13 +55,14 @@ class GradientRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         super().reset()
         self.step_gradients = []
+        self._allocate(0)
 
-    def _allocate(self) -> None:
-        window = (self.buffer_size, self.n_envs)
+    def _allocate(self, n_steps: int) -> None:
+        window = (n_steps, self.n_envs)
         obs_dim = int(np.prod(get_obs_shape(self.observation_space)))  # type: ignore[arg-type]
         self.noise = np.zeros((*window, self.action_dim), dtype=np.float32)
         self.action_gradients = np.zeros((*window, self.action_dim), dtype=np.float32)
-        self.next_observations = np.zeros_like(self.observations)
+        self.next_observations = np.zeros_like(self.observations[:n_steps])
         self.bootstrap = np.zeros(window, dtype=bool)
         self.ended = np.zeros(window, dtype=bool)
         self.action_scale = np.zeros((*window, self.action_dim))
@@ -72,7 +73,7 @@ class GradientRolloutBuffer(RolloutBuffer):
     def continues(self) -> np.ndarray:
         """:return: (n_steps, n_envs), whether the next step of the window belongs to the same episode"""
         continues = ~self.ended
-        continues[-1] = False
+        continues[-1:] = False
         return continues
 
     def add_step_gradient(
@@ -92,7 +93,7 @@ class GradientRolloutBuffer(RolloutBuffer):
         """
         step = self.pos
         if step == 0:
-            self._allocate()
+            self._allocate(self.buffer_size)
         elif step_gradient.state_size != self.step_gradients[-1].state_size:
             raise GradientChannelError(
                 f"The state behind the gradients changed its size from {self.step_gradients[-1].state_size} to "

@@ -175,8 +175,8 @@ class GraphStepGradient:
     action: np.ndarray
     observation: np.ndarray
     reward: np.ndarray
-    state: np.ndarray
-    next_state: np.ndarray
+    state: np.ndarray | None = None
+    next_state: np.ndarray | None = None
 
     @property
     def state_size(self) -> int:
