@@ -1,18 +1,34 @@
-"""The tap files each step's gradient, and notices every wrapper that gradients cannot follow."""
+"""The collector files each step's gradient, and notices every wrapper that gradients cannot follow."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecExtractDictObs,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 
 from sb3_gippo import GIPPO, GradientChannelError, make_vec_env
 from sb3_gippo.on_policy.actor import gaussian
+from sb3_gippo.rollout.collector import check_integrity
 from tests.reference import linear_quadratic
 from tests.test_action_gradients import rollout
 
@@ -167,3 +183,209 @@ def test_gradients_of_some_environments_only_are_refused() -> None:
     fns = [linear_quadratic, lambda: Sometimes(linear_quadratic(), set())]
     with pytest.raises(GradientChannelError, match=r'^Environment 1 returned no info\["grad"\]'):
         learn(DummyVecEnv(fns))
+
+
+class Repeat(gym.Wrapper):
+    """Makes several steps and hands over the last one's gradient and reward."""
+
+    def step(self, action: Any) -> Any:
+        for _ in range(2):
+            outcome = self.env.step(action)
+            if outcome[2] or outcome[3]:
+                break
+        return outcome
+
+
+class Skip(gym.Wrapper):
+    """Makes a step of its own in between."""
+
+    def step(self, action: Any) -> Any:
+        outcome = self.env.step(action)
+        if not (outcome[2] or outcome[3]):
+            self.env.step(np.zeros_like(action))
+        return outcome
+
+
+class Nudge(gym.Wrapper):
+    """Changes the state between steps, by next to nothing; or puts a part of it back."""
+
+    def __init__(self, env: gym.Env, nudge: Callable[[np.ndarray], np.ndarray]):
+        super().__init__(env)
+        self.nudge = nudge
+
+    def step(self, action: Any) -> Any:
+        outcome = self.env.step(action)
+        task: Any = self.env.unwrapped
+        task.set_state(self.nudge(task.get_state()))
+        return outcome
+
+
+DETOURS: dict[str, Callable[[gym.Env], gym.Env]] = {
+    "repeated": Repeat,
+    "skipped": Skip,
+    "nudged": lambda env: Nudge(env, lambda x: x * (1 + 1e-5)),
+    "partly reset": lambda env: Nudge(env, lambda x: x * [0, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("case", list(DETOURS))
+def test_steps_that_do_not_follow_one_another_are_noticed(case: str) -> None:
+    with pytest.raises(
+        GradientChannelError, match=r"^The gradient of environment \d was taken from another state \("
+    ) as caught:
+        learn(vec(DETOURS[case]))
+    assert "repeats or skips steps" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["repeated", "skipped"])
+def test_steps_that_do_not_follow_one_another_are_noticed_across_processes(case: str) -> None:
+    env = SubprocVecEnv([lambda: DETOURS[case](linear_quadratic()) for _ in range(2)])
+    try:
+        with pytest.raises(GradientChannelError, match="was taken from another state"):
+            learn(env)
+    finally:
+        env.close()
+
+
+class RepeatBatch(VecEnvWrapper):
+    """A batched environment stepped twice."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        self.venv.step_wait()
+        self.venv.step_async(self.actions)
+        return self.venv.step_wait()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+        super().step_async(actions)
+
+
+def test_steps_of_a_batched_environment_follow_one_another_too() -> None:
+    with pytest.raises(GradientChannelError, match="was taken from another state"):
+        learn(RepeatBatch(make_vec_env("CartPoleSwingUp-v0", 2, seed=0)))
+
+
+class OwnStates(gym.Env):
+    """x' = x + a; tells its states if it is asked to, has no ``get_state``, and keeps float32 on the outside."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float64)
+
+    def __init__(self, drift: float = 0.0, reward: Callable[[float, Any], float] = lambda x, a: -x * x):
+        self.drift, self.reward = drift, reward
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        super().reset(seed=seed)
+        self.x = self.np_random.normal(size=1)
+        return self.x.astype(np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        before, one = self.x + self.drift, np.eye(1)
+        self.x = before + np.asarray(action, dtype=np.float64)
+        x = float(self.x[0])
+        reward = self.reward(x, action)
+        slope = np.array([-2 * x])
+        grad = {"state_state": one, "state_action": one, "obs_state": one, "obs_action": one, "reward_state": slope}
+        grad.update(reward_action=slope, action=action, obs=self.x.astype(np.float32), reward=np.float64(-x * x))
+        grad.update(state=before.astype(np.float32), next_state=self.x.astype(np.float32))
+        if self.reward is not OwnStates.plain:
+            grad["reward"] = np.float64(self.reward(x, np.zeros(1)))
+        return self.x.astype(np.float32), reward, False, False, {"grad": grad}
+
+    @staticmethod
+    def plain(x: float, action: Any) -> float:
+        return -x * x
+
+
+def test_states_an_environment_tells_by_itself_are_compared_up_to_their_rounding() -> None:
+    learn(DummyVecEnv([OwnStates, OwnStates]))
+    with pytest.raises(GradientChannelError, match="was taken from another state"):
+        learn(DummyVecEnv([OwnStates, lambda: OwnStates(drift=1e-4)]))
+
+
+def test_a_large_constant_in_the_reward_hides_no_change_of_it() -> None:
+    """A wrapper's -0.01·|a|² beside an alive bonus of 1000: a hundred-thousandth of the value, most of the gradient."""
+    learn(DummyVecEnv([lambda: OwnStates(reward=lambda x, a: 1000.0 - x * x)]))
+    with pytest.raises(GradientChannelError, match="was taken at another reward"):
+        learn(DummyVecEnv([lambda: OwnStates(reward=lambda x, a: 1000.0 - x * x - 0.01 * float(np.sum(a * a)))]))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-42, 3e-39, -1e-300, 1e15])
+def test_what_float32_makes_of_a_reward_is_no_change_of_it(value: float) -> None:
+    learn(DummyVecEnv([lambda: OwnStates(reward=lambda x, a: value)]))
+    learn(VecNormalize(DummyVecEnv([lambda: OwnStates(reward=lambda x, a: value)]), norm_reward=True))
+
+
+def test_rounding_counts_by_the_size_of_the_row() -> None:
+    near_0, far = np.array([[math.sin(math.pi), -1.0]]), np.array([[np.float32(math.sin(np.float32(math.pi))), -1.0]])
+    rewards = np.zeros(1, dtype=np.float32)
+
+    def check(taken_at: np.ndarray, seen: np.ndarray) -> None:
+        gradient: Any = SimpleNamespace(action=np.zeros((1, 1)), observation=taken_at, reward=np.zeros(1))
+        check_integrity(gradient, np.zeros((1, 1), dtype=np.float32), seen.astype(np.float32), rewards, None)
+
+    check(near_0, far)  # 1.2e-16 and -8.7e-8
+    check(np.array([[1e30, 1e22]]), np.array([[1e30, 1.1e22]]))
+    with pytest.raises(GradientChannelError, match="another obs"):
+        check(np.array([[1e-3, 0.0]]), np.array([[1e-3, 1e-6]]))
+    with pytest.raises(GradientChannelError, match="another obs"):
+        check(np.array([[np.inf, 0.0]]), np.array([[np.inf, 1e-6]]))
+    check(np.array([[np.inf, np.nan]]), np.array([[np.inf, np.nan]]))
+
+
+class WithoutTerminal(VecEnvWrapper):
+    """A VecEnv that does not hand over the observation before the reset."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            info.pop("terminal_observation", None)
+        return observations, rewards, dones, infos
+
+
+def test_a_vecenv_without_terminal_observations_is_named_where_gradients_need_them_and_is_ppos_elsewhere() -> None:
+    with pytest.raises(GradientChannelError, match=r"without infos\[\d\]\[\"terminal_observation\"\]"):
+        learn(WithoutTerminal(vec(max_episode_steps=5)))
+    plain = lambda: WithoutTerminal(sb3_make_vec_env("CartPole-v1", 2, seed=0))  # noqa: E731
+    with pytest.warns(UserWarning, match="as plain PPO"):
+        ours = GIPPO("MlpPolicy", plain(), n_steps=64, batch_size=64, seed=0, device="cpu").learn(256)
+    theirs = PPO("MlpPolicy", plain(), n_steps=64, batch_size=64, seed=0, device="cpu").learn(256)
+    assert all(th.equal(a, b) for a, b in zip(ours.policy.parameters(), theirs.policy.parameters()))
+
+
+class DictEnv(gym.Env):
+    """Observations in a dict, with a channel or without."""
+
+    observation_space = spaces.Dict({"seen": spaces.Box(-np.inf, np.inf, (3,), np.float64)})
+    action_space = spaces.Box(-2.0, 2.0, (2,), np.float64)
+
+    def __init__(self, channel: bool):
+        self.env = linear_quadratic(5, differentiable=channel)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        observation, info = self.env.reset(seed=seed)
+        return {"seen": observation}, info
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = self.env.step(action)
+        return {"seen": observation}, *rest
+
+
+def test_dict_observations_normalised_before_they_are_taken_apart() -> None:
+    def make(channel: bool) -> VecEnv:
+        env = DummyVecEnv([lambda: DictEnv(channel) for _ in range(2)])
+        env.seed(3)
+        return VecExtractDictObs(VecNormalize(env), "seen")
+
+    with pytest.raises(GradientChannelError, match=r"^VecNormalize normalises Dict observations .* Put VecNormalize around"):
+        learn(make(channel=True))
+    with pytest.warns(UserWarning, match="as plain PPO"):
+        ours = learn(make(channel=False))
+    theirs = PPO("MlpPolicy", make(channel=False), n_steps=8, batch_size=8, n_epochs=1, seed=0, device="cpu").learn(16)
+    assert all(th.equal(a, b) for a, b in zip(ours.policy.parameters(), theirs.policy.parameters()))
