@@ -65,24 +65,24 @@ def sampling_log_prob(old: Any, alpha: Any) -> Any:
 
 
 # α is held at a value that moves nothing: PPO within the same trust regions.
-NO_ALPHA = {"alpha": 1e-6, "max_alpha": 1e-6}
+NO_ALPHA = {"alpha": 1e-6, "alpha_kwargs": {"max_alpha": 1e-6}}
 VARIANTS: dict[str, Variant] = {
     "gippo": Variant("gippo"),
     "ppo": Variant("ppo"),
     "rp": Variant("rp"),
     "ppo-kl": Variant("gippo", NO_ALPHA),
     "gippo-published": Variant(
-        "gippo", {"alpha_solver": "adam", "alpha": 1e-5, "alpha_iterations": 16, "alpha_learning_rate": 1e-3}
+        "gippo", {"alpha_solver": "published", "alpha": 1e-5, "alpha_kwargs": {"n_iterations": 16, "learning_rate": 1e-3}}
     ),
-    "gippo-wide": Variant("gippo", {"alpha_kl": 10.0, "std_kl": 1.0}),
-    "gippo-no-control": Variant("gippo", {"alpha": 1.0, "alpha_factor": 1 + 1e-9}),
+    "gippo-wide": Variant("gippo", {"alpha_kwargs": {"kl": "lin_10.0", "std_kl": "lin_1.0"}}),
+    "gippo-no-control": Variant("gippo", {"alpha": 1.0, "alpha_kwargs": {"factor": 1 + 1e-9}}),
     "gippo-no-virtual": Variant("gippo", patches={"sb3_gippo.gippo.gippo.virtual_log_prob": sampling_log_prob}),
     "gippo-in-phase": Variant("gippo", env_kwargs={"stagger": False}),
     "ppo-in-phase": Variant("ppo", env_kwargs={"stagger": False}),
     "rp-in-phase": Variant("rp", env_kwargs={"stagger": False}),
-    "gippo-no-ppo": Variant("gippo", {"learning_rate": 1e-12}),
+    "gippo-no-ppo": Variant("gippo", {"learning_rate": 1e-12, "critic_kwargs": {"learning_rate": 1e-3}}),
     "gippo-gae-lambda": Variant("gippo", {"action_gradient_lambda": None}),
-    "gippo-one-window": Variant("gippo", {"critic_windows": 1}),
+    "gippo-one-window": Variant("gippo", {"critic_kwargs": {"n_windows": 1}}),
     "gippo-noise": Variant("gippo", corruption={"scale": 0.0, "noise": 1.0}),
     "gippo-bias": Variant("gippo", corruption={"bias": 3.0}),
     "gippo-flip": Variant("gippo", corruption={"scale": -1.0}),

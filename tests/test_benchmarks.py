@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+
+from sb3_gippo.cli import experiment
+from sb3_gippo.cli.experiment import make_model
+from sb3_gippo.cli.hyperparams import read_hyperparams
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 JOBS = """
@@ -93,7 +100,7 @@ def test_runs_that_fail_are_reported_and_the_others_are_kept(tmp_path: Path, ben
 
 
 def test_a_failing_run_of_the_command_ends_in_exit_code_1(
-    tmp_path: Path, benchmarks: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, benchmarks: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import run
 
@@ -101,7 +108,29 @@ def test_a_failing_run_of_the_command_ends_in_exit_code_1(
     monkeypatch.setattr(sys, "argv", f"run.py --envs Nowhere-v0 --algos ppo --seeds 1 1 --jobs 1 --out {out}".split())
     with pytest.raises(SystemExit, match=r"^1 failed: Nowhere-v0 ppo seed 1$"):
         run.main()
-    assert run.read(out) == []
+    assert run.read(out) == [] and "Environment `Nowhere` doesn't exist" in capfd.readouterr().err
+
+
+def test_every_variant_makes_a_model_and_finds_what_it_replaces(benchmarks: None) -> None:
+    import run
+
+    for variant in run.VARIANTS.values():
+        make_model(variant.algo, "CartPoleSwingUp-v0", 0, env_kwargs=variant.env_kwargs, **variant.overrides)
+        with ExitStack() as stack:
+            for name, replacement in variant.patches.items():
+                stack.enter_context(patch(name, replacement))
+
+
+def test_a_run_is_a_row(benchmarks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import run
+
+    short = {**read_hyperparams("gippo", "DeJong64-v0"), "n_timesteps": 640}
+    monkeypatch.setattr(experiment, "read_hyperparams", lambda algo, env_id: short)
+    row = run.run("DeJong64-v0", "gippo-flip", 7)
+    assert (row["env"], row["algo"], row["seed"], row["steps"]) == ("DeJong64-v0", "gippo-flip", 7, 640)
+    curve = json.loads(row["curve"])
+    assert [steps for steps, _ in curve] == list(range(64, 641, 64))
+    assert row["best"] >= row["last"] == pytest.approx(curve[-1][1], rel=1e-3) and row["evaluation"] < 0
 
 
 @posix
