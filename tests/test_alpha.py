@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 
-from sb3_gippo.gippo.alpha import (
+from sb3_gippo.gippo.alpha_step import (
     MAX_LOG_RATIO,
-    AgreementController,
-    AlphaController,
-    AlphaSettings,
+    AlphaStep,
     Diagnostics,
-    PublishedController,
     agreement,
     diagnose,
     log_prob,
     virtual_log_prob,
 )
+from sb3_gippo.gippo.published import PublishedController, PublishedSettings, PublishedStep
+from sb3_gippo.gippo.trust_region import AgreementController, TrustRegionSettings, TrustRegionStep
+from sb3_gippo.on_policy.actor import Actor
+from tests.helpers import small
 
-SETTINGS = AlphaSettings(alpha=0.1, interval=0.4, factor=1.25, max_alpha=0.2, max_out_of_range=0.5, bias_z=1.0)
-SAFE = {"det_min": 0.9, "det_mean": 1.0, "det_max": 1.1, "improvement": 1.0, "improvement_z": 3.0, "out_of_range_ratio": 0.1}
+PUBLISHED = PublishedSettings(interval=0.4, factor=1.25, max_alpha=0.2, max_out_of_range=0.5, bias_z=1.0)
+REGION = TrustRegionSettings(factor=1.25, max_alpha=0.2, bias_z=1.0)
+SAFE = {
+    "std_ratio_min": 0.9,
+    "std_ratio_mean": 1.0,
+    "std_ratio_max": 1.1,
+    "improvement": 1.0,
+    "improvement_z": 3.0,
+    "out_of_range_ratio": 0.1,
+}
 
 
 def diagnostics(**kwargs: Any) -> Diagnostics:
@@ -117,8 +125,8 @@ def test_the_determinant_is_the_ratio_of_the_standard_deviations() -> None:
     old = th.tensor([[1.0, 2.0], [0.5, 1e-5], [3.0, 4.0], [1.0, 1.0]])
     scale = th.tensor([[1.1, 0.9], [1.0, 1.0], [0.5, 0.5], [2.0, 1.5]])
     found = judged([0.0] * 4, [0.0] * 4, old, old * scale)
-    assert (found.det_min, found.det_max) == (pytest.approx(0.25), pytest.approx(3.0))
-    assert found.det_mean == pytest.approx((0.99 + 1.0 + 0.25 + 3.0) / 4)
+    assert (found.std_ratio_min, found.std_ratio_max) == (pytest.approx(0.25), pytest.approx(3.0))
+    assert found.std_ratio_mean == pytest.approx((0.99 + 1.0 + 0.25 + 3.0) / 4)
 
 
 def test_improvement_pairs_each_advantage_with_its_own_ratio() -> None:
@@ -153,34 +161,34 @@ def test_diagnostics_of_absurd_or_single_samples_are_finite() -> None:
     "change, decision, factor",
     [
         ({}, "safe", 1.25),
-        ({"det_min": 0.6, "det_max": 1.4}, "safe", 1.25),
-        ({"det_min": 0.59}, "unsafe_variance", 0.8),
-        ({"det_max": 1.41}, "unsafe_variance", 0.8),
-        ({"det_max": math.nan}, "unsafe_variance", 0.8),
+        ({"std_ratio_min": 0.6, "std_ratio_max": 1.4}, "safe", 1.25),
+        ({"std_ratio_min": 0.59}, "unsafe_variance", 0.8),
+        ({"std_ratio_max": 1.41}, "unsafe_variance", 0.8),
+        ({"std_ratio_max": math.nan}, "unsafe_variance", 0.8),
         ({"improvement": -1.0, "improvement_z": -1.1}, "biased", 0.8),
         ({"improvement": -1.0, "improvement_z": -0.9}, "safe", 1.25),
         ({"out_of_range_ratio": 0.5}, "safe", 1.25),
         ({"out_of_range_ratio": 0.51}, "out_of_range", 0.8),
-        ({"det_max": 1.41, "improvement": -1.0, "improvement_z": -2.0, "out_of_range_ratio": 1.0}, "biased", 0.8),
+        ({"std_ratio_max": 1.41, "improvement": -1.0, "improvement_z": -2.0, "out_of_range_ratio": 1.0}, "biased", 0.8),
     ],
 )
 def test_published_control(change: dict[str, float], decision: str, factor: float) -> None:
-    controller = PublishedController(SETTINGS)
+    controller = PublishedController(PUBLISHED, alpha=0.1)
     assert controller.alpha == 0.1
     assert controller.update(diagnostics(**change)) == decision
     assert controller.alpha == pytest.approx(0.1 * factor)
 
 
 def test_published_control_keeps_alpha_where_the_fit_failed_and_below_its_cap() -> None:
-    controller = PublishedController(SETTINGS)
+    controller = PublishedController(PUBLISHED, alpha=0.1)
     assert controller.update(None) == "fit_failed" and controller.alpha == 0.1
     for _ in range(10):
         controller.update(diagnostics())
-    assert controller.alpha == SETTINGS.max_alpha
+    assert controller.alpha == PUBLISHED.max_alpha
 
 
 def test_the_published_learning_rate_falls_with_failures_and_recovers_to_its_nominal_value() -> None:
-    controller = PublishedController(SETTINGS)
+    controller = PublishedController(PUBLISHED, alpha=0.1)
     controller.adapt_learning_rate(1.0)
     assert controller.learning_rate_scale == 1.0
     controller.adapt_learning_rate(0.3)
@@ -192,30 +200,37 @@ def test_the_published_learning_rate_falls_with_failures_and_recovers_to_its_nom
     assert scales == sorted(scales) and scales[0] > 0.3 and scales[-1] == 1.0
 
 
-@pytest.mark.parametrize("controller_class", [PublishedController, AgreementController])
-def test_every_control_lowers_alpha_without_gradients_and_survives_pickling(controller_class: type[AlphaController]) -> None:
-    controller: Any = controller_class(SETTINGS)  # type: ignore[call-arg]
-    assert controller.no_gradients() == "no_gradients"
-    assert controller.alpha == pytest.approx(0.1 / 1.25)
-    controller.update(diagnostics())
-    assert pickle.loads(pickle.dumps(controller)) == controller
+@pytest.mark.parametrize("step_class", [PublishedStep, TrustRegionStep])
+def test_every_solver_lowers_alpha_without_gradients_and_its_state_can_be_taken_over(step_class: type[AlphaStep]) -> None:
+    actor = Actor(small().policy)
+    step = step_class(actor, 0.1, step_class.Settings(factor=1.25), 1.0)
+    assert step.no_gradients() == "no_gradients"
+    assert step.alpha == pytest.approx(0.1 / 1.25)
+    step.controller.update(diagnostics(agreement=0.4, agreement_error=0.1))
+    other = step_class(actor, 0.1, step_class.Settings(factor=1.25), 1.0)
+    other.load_state_dict(step.state_dict())
+    assert other.controller == step.controller
+    capped = step_class(actor, 0.1, step_class.Settings(max_alpha=0.1), 1.0)
+    step.controller.alpha = 0.5
+    capped.load_state_dict(step.state_dict())
+    assert capped.alpha == 0.1
 
 
 def test_control_by_agreement_follows_the_evidence() -> None:
     agreeing, useless, misleading = ([diagnostics(agreement=slope, agreement_error=0.05)] * 20 for slope in (1.0, 0.0, -1.0))
     for evidence, rises in ((agreeing, True), (useless, False), (misleading, False)):
-        controller = AgreementController(SETTINGS)
+        controller = AgreementController(REGION, alpha=0.1)
         for step in evidence:
             controller.update(step)
-        assert controller.alpha == SETTINGS.max_alpha if rises else controller.alpha < SETTINGS.alpha
-    controller = AgreementController(SETTINGS)
+        assert controller.alpha == REGION.max_alpha if rises else controller.alpha < 0.1
+    controller = AgreementController(REGION, alpha=0.1)
     assert controller.update(None) == "fit_failed" and controller.alpha == 0.1
 
 
 def test_an_alpha_that_disagreement_lowered_to_its_floor_is_zero_and_returns() -> None:
     """A small α-step is not harmless where the gradients mislead for good."""
     useless, agreeing = (diagnostics(agreement=slope, agreement_error=0.05) for slope in (0.0, 1.0))
-    controller = AgreementController(SETTINGS)
+    controller = AgreementController(REGION, alpha=0.1)
     alphas = []
     for _ in range(20):
         controller.update(useless)
@@ -224,14 +239,14 @@ def test_an_alpha_that_disagreement_lowered_to_its_floor_is_zero_and_returns() -
     while controller.update(agreeing) == "disagrees":
         assert controller.alpha == 0
     assert controller.alpha == controller.MIN_ALPHA
-    small = AgreementController(dataclasses.replace(SETTINGS, alpha=1e-3, max_alpha=1e-3))
+    small = AgreementController(dataclasses.replace(REGION, max_alpha=1e-3), alpha=1e-3)
     while small.update(agreeing) == "disagrees":
         assert small.alpha == 0
     assert small.alpha == 1e-3
 
 
 def test_agreement_that_cannot_be_measured_teaches_nothing() -> None:
-    controller = AgreementController(SETTINGS)
+    controller = AgreementController(REGION, alpha=0.1)
     before = controller.slope
     controller.update(diagnostics(agreement=math.nan, agreement_error=math.nan))
     controller.update(diagnostics(agreement=5.0, agreement_error=math.inf))

@@ -27,7 +27,7 @@ def filled(cls: type[RolloutBuffer]) -> Any:
             done = np.array([step == 1, False, False])
             columns = np.stack([name, name], axis=1)
             gradient: Any = SimpleNamespace(state_size=2, step=step)
-            buffer.add_step_gradient(gradient, columns, ~done, ~done, columns, columns, name)
+            buffer.add_step_gradient(gradient, columns, ~done, done, columns, columns, name)
         starts = np.array([step == 2, False, False], dtype=np.float32)
         pair = np.stack([name, -name], axis=1)
         buffer.add(pair, pair, name, starts, th.as_tensor(0.1 * name), th.as_tensor(-name))
@@ -86,7 +86,7 @@ def test_a_state_that_changes_its_size_from_step_to_step_is_refused() -> None:
 
     def add(state_size: int) -> None:
         gradient: Any = SimpleNamespace(state_size=state_size)
-        buffer.add_step_gradient(gradient, pair, flags, flags, pair, pair, pair[:, 0])
+        buffer.add_step_gradient(gradient, pair, flags, ~flags, pair, pair, pair[:, 0])
         buffer.add(pair, pair, pair[:, 0], pair[:, 0], th.zeros(N_ENVS), th.zeros(N_ENVS))
 
     add(3)

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_gippo import GIPPO, GradientChannelError, make_vec_env
+from sb3_gippo.on_policy.actor import gaussian
 from tests.reference import linear_quadratic
 from tests.test_action_gradients import rollout
 
@@ -52,7 +53,7 @@ def test_the_window_holds_next_observations_and_where_values_and_episodes_go_on(
 def test_the_noise_is_what_the_policy_drew() -> None:
     model, _ = rollout(vec(), 6)
     buffer = model.rollout_buffer
-    mean, std = (x.detach().numpy() for x in model.gaussian(buffer.to_torch(buffer.observations.reshape(12, 3))))
+    mean, std = (x.detach().numpy() for x in gaussian(model.policy, buffer.to_torch(buffer.observations.reshape(12, 3))))
     drawn = mean.reshape(buffer.actions.shape) + std.reshape(buffer.actions.shape) * buffer.noise
     np.testing.assert_allclose(drawn, buffer.actions, rtol=1e-6, atol=1e-6)
     assert 0.3 < buffer.noise.std() < 2.0

@@ -76,8 +76,8 @@ def test_alpha_falls_to_its_floor_where_gradients_mislead_and_rises_where_they_a
     def final(**kwargs: Any) -> float:
         env = CorruptGradients(make_vec_env("DeJongContext-v0", 64, seed=0), **kwargs)
         model = GIPPO("MlpPolicy", env, n_steps=1, batch_size=64, n_epochs=1, seed=0, device="cpu").learn(64 * 40)
-        assert model.alpha_controller is not None
-        return model.alpha_controller.alpha
+        assert model.alpha_step is not None
+        return model.alpha_step.alpha
 
     assert final(**corruption) < 0.1
     assert final() == 1.0

@@ -83,11 +83,15 @@ def test_alpha_0_asks_for_nothing_and_warns_of_nothing(case: str) -> None:
     GIPPO(policy, plain(make), alpha=0, **SMALL).learn(32)
 
 
+class OwnBuffer(RolloutBuffer):
+    """Somebody else's."""
+
+
 @pytest.mark.parametrize(
     "kwargs, reason",
     [
         ({"use_sde": True}, "gSDE's noise depends on the state"),
-        ({"rollout_buffer_class": RolloutBuffer}, "RolloutBuffer does not derive from GradientRolloutBuffer"),
+        ({"rollout_buffer_class": OwnBuffer}, "OwnBuffer does not derive from GradientRolloutBuffer"),
     ],
 )
 def test_settings_that_exclude_gradients_are_named_though_the_environment_offers_them(kwargs: dict, reason: str) -> None:

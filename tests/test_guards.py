@@ -15,9 +15,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from gippo_envs import SingleEnv
 from gippo_envs.physics.cartpole import CartPoleSwingUp
 from sb3_gippo import GIPPO, make_vec_env
-from sb3_gippo.gippo.alpha import AgreementController
-from sb3_gippo.gippo.fit import LOG_STD_MIN
-from tests.test_gippo import SOLVERS, logged, small
+from sb3_gippo.common.policies import LOG_STD_MIN
+from sb3_gippo.gippo.trust_region import AgreementController
+from tests.helpers import SOLVERS, collected, is_finite, logged, small
 
 
 class Poisoned(gym.Wrapper):
@@ -47,19 +47,6 @@ def poisoned(poison: float, environments: set[int], after: int = 0) -> DummyVecE
     return env
 
 
-def collected(model: GIPPO, steps: int = 8) -> GIPPO:
-    """Let the model collect one window."""
-    _, callback = model._setup_learn(1000)
-    callback.on_training_start({}, {})
-    env = model.get_env()
-    assert env is not None and model.collect_rollouts(env, callback, model.rollout_buffer, steps)
-    return model
-
-
-def finite(model: GIPPO) -> bool:
-    return all(parameter.isfinite().all() for parameter in model.policy.parameters())
-
-
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_rows_that_are_not_finite_are_zeroed_and_counted(poison: float, solver: str) -> None:
@@ -70,7 +57,7 @@ def test_rows_that_are_not_finite_are_zeroed_and_counted(poison: float, solver: 
     assert not gradients[:, [1, 3]].any() and gradients[:, [0, 2]].any()
     model.train()
     assert logged(model)["train/nonfinite_grad_fraction"] == 0.5
-    assert finite(model) and np.isfinite(logged(model)["train/action_grad_norm"])
+    assert is_finite(model) and np.isfinite(logged(model)["train/action_grad_norm"])
     clean = collected(small(poisoned(poison, set()), alpha_solver=solver))
     np.testing.assert_array_equal(gradients[:, [0, 2]], clean.rollout_buffer.action_gradients[:, [0, 2]])
     clean.train()
@@ -81,22 +68,23 @@ def test_rows_that_are_not_finite_are_zeroed_and_counted(poison: float, solver: 
 def test_without_one_usable_gradient_the_iteration_is_plain_ppo_and_alpha_falls(solver: str) -> None:
     kwargs: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
     theirs = PPO("MlpPolicy", poisoned(0.0, set()), **kwargs).learn(3 * 32)
-    ours = GIPPO("MlpPolicy", poisoned(np.nan, {0, 1, 2, 3}), alpha=0.2, alpha_solver=solver, **kwargs).learn(3 * 32)
+    with pytest.warns(UserWarning, match="Not one action gradient of this window is finite"):
+        ours = GIPPO("MlpPolicy", poisoned(np.nan, {0, 1, 2, 3}), alpha=0.2, alpha_solver=solver, **kwargs).learn(3 * 32)
     for name, value in theirs.policy.state_dict().items():
         assert th.equal(ours.policy.state_dict()[name], value), name
     assert not ours.rollout_buffer.action_gradients.any()
     assert logged(ours)["train/alpha_decision"] == "no_gradients"
-    assert ours.alpha_controller is not None
-    assert ours.alpha_controller.alpha == pytest.approx(0.2 / 1.1**3)
+    assert ours.alpha_step is not None
+    assert ours.alpha_step.alpha == pytest.approx(0.2 / 1.1**3)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("log_std_init", [LOG_STD_MIN, LOG_STD_MIN - 10])
 def test_sigma_at_its_floor_stays_there_and_nothing_breaks(solver: str, log_std_init: float) -> None:
     model = small(policy_kwargs={"log_std_init": log_std_init}, alpha_solver=solver, alpha=0.1).learn(5 * 32)
-    assert finite(model)
+    assert is_finite(model)
     assert (model.policy.log_std >= LOG_STD_MIN - 1e-6).all()
-    assert model.alpha_controller is not None and np.isfinite(model.alpha_controller.alpha)
+    assert model.alpha_step is not None and np.isfinite(model.alpha_step.alpha)
     actions, _ = model.predict(np.zeros((3, 5), dtype=np.float32))
     assert np.isfinite(actions).all()
 
@@ -106,7 +94,7 @@ def test_gradients_of_any_size_do_no_harm(solver: str) -> None:
     for factor in (1e-30, 1e25):
         env = poisoned(factor, {0, 1, 2, 3})
         model = small(env, alpha_solver=solver, alpha=0.1, n_epochs=1).learn(2 * 32)
-        assert finite(model) and (model.policy.log_std >= LOG_STD_MIN - 1e-6).all()
+        assert is_finite(model) and (model.policy.log_std >= LOG_STD_MIN - 1e-6).all()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -118,7 +106,7 @@ def test_gradients_that_vanish_leave_the_alpha_step_out(solver: str) -> None:
     before = [parameter.clone() for parameter in model.policy.parameters()]
     model.learn(3 * 16)
     assert not model.rollout_buffer.action_gradients.any()
-    assert finite(model)
+    assert is_finite(model)
     for parameter, old in zip(model.policy.parameters(), before):
         th.testing.assert_close(parameter, old)
 
@@ -126,15 +114,18 @@ def test_gradients_that_vanish_leave_the_alpha_step_out(solver: str) -> None:
 def test_an_iteration_whose_alpha_fell_to_zero_is_ppos_and_still_judges_the_gradients() -> None:
     kwargs: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
     theirs = PPO("MlpPolicy", poisoned(0.0, set()), **kwargs).learn(32)
-    ours = GIPPO("MlpPolicy", poisoned(0.0, set()), alpha_kl=1e3, std_kl=1e3, **kwargs)
-    assert isinstance(ours.alpha_controller, AgreementController)
-    ours.alpha_controller.alpha = 0.0
-    before = ours.alpha_controller.slope
+    ours = GIPPO("MlpPolicy", poisoned(0.0, set()), alpha_kwargs={"kl": 1e3, "std_kl": 1e3}, **kwargs)
+    ours._setup_learner()
+    assert ours.alpha_step is not None
+    controller = ours.alpha_step.controller
+    assert isinstance(controller, AgreementController)
+    controller.alpha = 0.0
+    before = controller.slope
     ours.learn(32)
     for name, value in theirs.policy.state_dict().items():
         th.testing.assert_close(ours.policy.state_dict()[name], value, msg=name)
     assert logged(ours)["train/alpha_decision"] in ("agrees", "disagrees") and logged(ours)["train/alpha_improvement"] == 0
-    assert ours.alpha_controller.slope != before
+    assert controller.slope != before
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -147,7 +138,7 @@ def test_a_window_cut_short_is_never_trained_on(solver: str) -> None:
         assert all(th.equal(parameter, old) for parameter, old in zip(model.policy.parameters(), before))
     assert not model.rollout_buffer.action_gradients.any()
     model.learn(64)
-    assert finite(model) and model.rollout_buffer.action_gradients.any()
+    assert is_finite(model) and model.rollout_buffer.action_gradients.any()
 
 
 def test_no_steps_at_all_change_nothing() -> None:
@@ -161,7 +152,7 @@ def test_no_steps_at_all_change_nothing() -> None:
 def test_the_first_window_may_end_inside_an_episode_of_one_environment_only() -> None:
     env = make_vec_env("CartPoleSwingUp-v0", 4, seed=1, env_kwargs={"max_episode_steps": 3})
     model = small(env).learn(64, callback=StopTrainingOnMaxEpisodes(7))
-    assert finite(model)
+    assert is_finite(model)
 
 
 @pytest.mark.parametrize("n_steps, n_envs", [(1, 2), (2, 1)])
@@ -170,4 +161,4 @@ def test_the_smallest_window_works(n_steps: int, n_envs: int, solver: str) -> No
     env = make_vec_env("CartPoleSwingUp-v0", n_envs, seed=1)
     kwargs = {"policy_kwargs": {"log_std_init": -2.0}, "alpha_solver": solver}  # within the bounds, where gradients are
     model = small(env, n_steps=n_steps, batch_size=2, **kwargs).learn(8)
-    assert finite(model) and model.rollout_buffer.action_gradients.any()
+    assert is_finite(model) and model.rollout_buffer.action_gradients.any()

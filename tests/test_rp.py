@@ -11,6 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_gippo import RP, make_vec_env
+from sb3_gippo.on_policy.actor import gaussian
 
 
 def test_it_ascends_the_reparameterised_return() -> None:
@@ -21,15 +22,17 @@ def test_it_ascends_the_reparameterised_return() -> None:
     class Watched(RP):
         def train(self) -> None:
             batch = self.rollout_buffer.gradient_batch()  # type: ignore[attr-defined]
-            mean, std = self.gaussian(batch.observations)
+            mean, std = gaussian(self.policy, batch.observations)
             objective = (batch.action_gradients * (mean + std * batch.noise)).sum(1).mean()
-            actor = [*self._actor.mean, *self._actor.std]
+            assert self.actor is not None
+            actor = [*self.actor.mean, *self.actor.std]
             gradients.extend(th.autograd.grad(objective, actor))
             super().train()
 
     model.__class__ = Watched
     model.learn(32)
-    actor = [*model._actor.mean, *model._actor.std]
+    assert model.actor is not None
+    actor = [*model.actor.mean, *model.actor.std]
     moved = {id(p): p.detach() - old for p, old in zip(model.policy.parameters(), before)}
     for parameter, gradient in zip(actor, gradients):
         large = gradient.abs() > 1e-6

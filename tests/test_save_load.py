@@ -12,11 +12,11 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_gippo import GIPPO, make_vec_env
-from tests.test_gippo import SOLVERS
+from tests.helpers import SOLVERS, assert_same_learner
 
 ITERATION = 4 * 16
 SETTINGS: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu", "alpha": 0.1}
-CRITIC = {"critic_steps": 3, "critic_windows": 4}
+CRITIC = {"critic_steps": 3, "critic_kwargs": {"n_windows": 4}}
 
 
 def cartpole(normalize: bool = False) -> VecEnv:
@@ -32,45 +32,30 @@ def go_on(model: GIPPO, env: VecEnv) -> GIPPO:
     return model.learn(3 * ITERATION, reset_num_timesteps=False)
 
 
-def assert_same(one: GIPPO, other: GIPPO) -> None:
-    for name, value in one.policy.state_dict().items():
-        assert th.equal(other.policy.state_dict()[name], value), name
-    for name in one._get_torch_save_params()[0]:
-        if "optimizer" in name:
-            states = [model.get_parameters()[name] for model in (one, other)]
-            assert states[0]["param_groups"] == states[1]["param_groups"], name
-            for key, values in states[0]["state"].items():
-                assert all(th.equal(value, states[1]["state"][key][k]) for k, value in values.items()), name
-    assert one.alpha_controller == other.alpha_controller
-    assert one.trust_region == other.trust_region
-    assert (one.num_timesteps, one._n_updates) == (other.num_timesteps, other._n_updates)
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("kwargs", [{}, CRITIC, {"policy_kwargs": {"squash_actions": True}}])
 def test_learning_goes_on_exactly(solver: str, normalize: bool, kwargs: dict[str, Any], tmp_path: Path) -> None:
     env = cartpole(normalize)
     model = GIPPO("MlpPolicy", env, alpha_solver=solver, **SETTINGS, **kwargs).learn(3 * ITERATION)
-    model.save(tmp_path / "model")
+    model.save(tmp_path / "model", include=["critic_memory"])
     other_env = cartpole()
     if isinstance(env, VecNormalize):
         env.save(str(tmp_path / "statistics.pkl"))
         other_env = VecNormalize.load(str(tmp_path / "statistics.pkl"), other_env)
     loaded = GIPPO.load(tmp_path / "model", env=other_env, device="cpu")
-    assert_same(model, loaded)
-    assert loaded.alpha_controller is not model.alpha_controller
+    assert_same_learner(model, loaded)
     before = [parameter.clone() for parameter in loaded.policy.parameters()]
-    assert_same(go_on(model, env), go_on(loaded, other_env))
+    assert_same_learner(go_on(model, env), go_on(loaded, other_env))
     assert any(not th.equal(a, b) for a, b in zip(before, loaded.policy.parameters()))
-    assert model.alpha_controller is not None and model.alpha_controller.alpha != SETTINGS["alpha"]
+    assert model.alpha_step is not None and model.alpha_step.alpha != SETTINGS["alpha"]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_parameters_can_be_got_and_set(solver: str) -> None:
     model = GIPPO("MlpPolicy", cartpole(), alpha_solver=solver, **SETTINGS).learn(2 * ITERATION)
     parameters = model.get_parameters()
-    assert {"policy", "policy.optimizer", "policy.alpha_optimizer"} <= set(parameters)
+    assert set(parameters) == {"policy", "policy.optimizer"}, "PPO's"
     other = GIPPO("MlpPolicy", cartpole(), alpha_solver=solver, **{**SETTINGS, "seed": 1})
     other.set_parameters(parameters)
     for name, value in model.policy.state_dict().items():
@@ -99,8 +84,8 @@ def test_predicting_needs_no_environment_but_learning_says_it_does(tmp_path: Pat
     "kwargs",
     [
         {"learning_rate": 1e-4, "n_epochs": 3},
-        {"alpha_kl": 0.5, "alpha_iterations": 2, "max_action_grad_norm": 1.0},
-        {"critic_steps": 2, "critic_windows": 3},
+        {"alpha_kwargs": {"kl": 0.5, "n_iterations": 2}, "max_action_grad_norm": 1.0},
+        {"critic_steps": 2, "critic_kwargs": {"n_windows": 3}},
     ],
 )
 def test_other_hyperparameters_can_be_given_at_loading(kwargs: dict[str, Any], tmp_path: Path) -> None:
@@ -108,7 +93,8 @@ def test_other_hyperparameters_can_be_given_at_loading(kwargs: dict[str, Any], t
     model.save(tmp_path / "model")
     loaded = GIPPO.load(tmp_path / "model", env=cartpole(), device="cpu", **kwargs)
     assert all(getattr(loaded, name) == value for name, value in kwargs.items())
-    assert loaded.alpha_controller == model.alpha_controller, "α goes on from where it was"
+    assert loaded.alpha_step is not None and model.alpha_step is not None
+    assert loaded.alpha_step.alpha == model.alpha_step.alpha != SETTINGS["alpha"], "α goes on from where it was"
     loaded.learn(ITERATION)
 
 
@@ -116,7 +102,7 @@ def test_another_alpha_at_loading_starts_its_control_anew(tmp_path: Path) -> Non
     model = GIPPO("MlpPolicy", cartpole(), **SETTINGS).learn(3 * ITERATION)
     model.save(tmp_path / "model")
     loaded = GIPPO.load(tmp_path / "model", env=cartpole(), device="cpu", alpha=0.7)
-    assert loaded.alpha_controller is not None and loaded.alpha_controller.alpha == 0.7
+    assert loaded.alpha_step is not None and loaded.alpha_step.alpha == 0.7
     loaded.learn(ITERATION)
 
 
@@ -142,8 +128,8 @@ def test_the_solver_can_be_changed_at_loading(solver: str, other: str, tmp_path:
 
 def test_hyperparameters_out_of_range_are_refused_at_loading_too(tmp_path: Path) -> None:
     GIPPO("MlpPolicy", cartpole(), **SETTINGS).save(tmp_path / "model")
-    with pytest.raises(AssertionError, match="`alpha_factor` must be greater than 1"):
-        GIPPO.load(tmp_path / "model", alpha_factor=0.5)
+    with pytest.raises(AssertionError, match="`alpha_kwargs: factor` must be a number finite and more than 1"):
+        GIPPO.load(tmp_path / "model", alpha_kwargs={"factor": 0.5})
 
 
 def test_learning_twice_goes_on_and_resetting_the_clock_is_allowed() -> None:

@@ -263,8 +263,8 @@ def test_dense_and_graph_train_the_same_policy(normalize: bool) -> None:
     dense = train(DummyVecEnv(singles), 5 * 40)
     graph = train(TorchVecEnv(BatchedEnv(InPhase, 4, 6)), 5 * 40)
     assert dense._n_updates == graph._n_updates == 15
-    assert dense.alpha_controller is not None and graph.alpha_controller is not None
-    assert dense.alpha_controller.alpha == graph.alpha_controller.alpha > 0
+    assert dense.alpha_step is not None and graph.alpha_step is not None
+    assert dense.alpha_step.alpha == graph.alpha_step.alpha > 0
     for name, value in dense.policy.state_dict().items():
         moved = (value - start[name]).abs().max()
         assert moved > 1e-3

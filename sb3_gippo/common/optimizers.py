@@ -1,8 +1,8 @@
-"""Optimizers that can be put back, and that leave out what is not finite."""
+"""Optimizers that can be put back, that leave out what is not finite, and whose steps can be shortened."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,31 @@ from torch import nn
 Snapshot = tuple[list[th.Tensor], dict[th.Tensor, dict[str, Any]]]
 
 
+def adam(parameters: list[nn.Parameter], **kwargs: Any) -> th.optim.Adam | None:
+    """
+    :param parameters: of one device
+    :param kwargs: of torch's Adam
+    :return: an Adam, the fused one where there is one; ``None`` if there is nothing to optimise
+    """
+    if not parameters:
+        return None
+    return th.optim.Adam(parameters, fused=parameters[0].device.type in ("cpu", "cuda"), **kwargs)
+
+
+def trainable(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """:return: those that are not frozen (``requires_grad``)"""
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+def copies(parameters: Sequence[nn.Parameter]) -> list[th.Tensor]:
+    """:return: copies of their values"""
+    return [parameter.detach().clone() for parameter in parameters]
+
+
 def snapshot(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer) -> Snapshot:
     """:return: copies of the parameters and of the optimizer's state, for :func:`restore`"""
     state = {parameter: _copy(values) for parameter, values in optimizer.state.items()}
-    return [p.detach().clone() for p in parameters], state
+    return copies(parameters), state
 
 
 def restore(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer, before: Snapshot) -> None:
@@ -32,21 +53,39 @@ def _copy(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def leaving_out_nonfinite_steps(optimizer: th.optim.Optimizer) -> Iterator[None]:
+def guarded_steps(
+    optimizer: th.optim.Optimizer, scales: Sequence[tuple[Sequence[nn.Parameter], float]] = ()
+) -> Iterator[None]:
     """
     Within this context the optimizer leaves out the steps whose gradients are not finite: with σ tiny a ratio of PPO
-    overflows easily, and one such step would leave no numbers in the policy.
+    overflows easily, and one such step would leave no numbers in the policy. Its other steps may be shortened.
 
-    :param optimizer: as it is otherwise
+    The optimizer stays as it is, whatever its class, groups and rates: steps are linear in the rate, so a step taken back in
+    part is one of a smaller rate.
+
+    :param optimizer: SB3's or the policy's own
+    :param scales: parameters, and what their steps are multiplied by, 0 to 1
     """
+    shortened = [(trainable(parameters), scale) for parameters, scale in scales if scale < 1]
+    before: list[list[th.Tensor]] = []
 
-    def leave_out(*_: Any) -> None:
+    def prepare(*_: Any) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not nn.utils.get_total_norm(gradients).isfinite():
             optimizer.zero_grad(set_to_none=True)
+        before[:] = [copies(parameters) for parameters, _ in shortened]
 
-    handle = optimizer.register_step_pre_hook(leave_out)
+    @th.no_grad()
+    def shorten(*_: Any) -> None:
+        for (parameters, scale), values in zip(shortened, before):
+            for parameter, value in zip(parameters, values):
+                parameter.copy_(value.lerp(parameter, scale))
+
+    handles = [optimizer.register_step_pre_hook(prepare)]
+    if shortened:
+        handles.append(optimizer.register_step_post_hook(shorten))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -1,19 +1,23 @@
-"""Steps of a Gaussian policy that stay within a KL divergence, mean and standard deviation apart."""
+"""The α-step in KL budgets, mean and standard deviation apart; α follows the agreement of gradients and advantages."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
-from sb3_gippo.common.optimizers import restore, snapshot
-from sb3_gippo.gippo.fit import clamp_log_std
-from sb3_gippo.on_policy.actor import ActorParameters
+from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule
+from sb3_gippo.common.optimizers import adam, copies, restore, snapshot, trainable
+from sb3_gippo.gippo.alpha_step import AlphaController, AlphaStep, Diagnostics, Made, in_double
+from sb3_gippo.on_policy.actor import Actor
+from sb3_gippo.rollout.action_gradients import Gaussian
+from sb3_gippo.rollout.buffer import GradientBatch
 
 ROW_LIMIT = 3.0
 """longest row of the action gradients, in mean rows"""
@@ -22,8 +26,98 @@ ARRIVED = 1 / 3
 """distance of a mean from its optimum, in σ, as far as its last layer explains it (the real one is longer: measured, σ is too
 small for the mean's last steps if it may shrink within 1 σ)"""
 
-Gaussian = tuple[th.Tensor, th.Tensor]
-"""mean and standard deviation, (n, action_dim) each"""
+
+@dataclass(frozen=True)
+class TrustRegionSettings:
+    """
+    What ``alpha_kwargs`` may hold with ``alpha_solver="trust_region"``.
+
+    :param kl: KL divergence the mean may move in one iteration, it can be a function of the current progress remaining
+    :param std_kl: the same for σ
+    :param n_iterations: Adam steps of the mean's fit
+    :param learning_rate: of that fit, it can be a function of the current progress remaining; lowered as the budget demands
+    :param factor: β > 1: α is multiplied or divided by it in every iteration
+    :param max_alpha: α is never raised above
+    :param bias_z: by how many standard errors the gradients must be seen to agree with the advantages for α to rise
+    :param ppo_share: share of the budgets that is left to the PPO step, however good the gradients. Raise it where actions
+        matter in ways that have no gradient, such as which lane to block
+    :param skip_contradicted: make no α-step in a batch whose advantages contradict its gradients by ``bias_z`` standard
+        errors, whatever α. For problems where good and misleading batches take turns
+    :raises AssertionError: for a value that makes no sense
+    """
+
+    kl: float | Schedule = 0.1
+    std_kl: float | Schedule = 0.01
+    n_iterations: int = 4
+    learning_rate: float | Schedule = 1e-2
+    factor: float = 1.1
+    max_alpha: float = 1.0
+    bias_z: float = 1.0
+    ppo_share: float = 0.05
+    skip_contradicted: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("kl", "std_kl", "learning_rate"):
+            check_schedule(f"alpha_kwargs: {name}", getattr(self, name))
+        check_integer("alpha_kwargs: n_iterations", self.n_iterations, 1)
+        check_number("alpha_kwargs: factor", self.factor, 1, open_low=True)
+        check_number("alpha_kwargs: max_alpha", self.max_alpha, open_low=True)
+        check_number("alpha_kwargs: bias_z", self.bias_z)
+        check_number("alpha_kwargs: ppo_share", self.ppo_share, 0, 1)
+
+
+@dataclass
+class AgreementController(AlphaController):
+    """
+    Control by agreement: α rises while the action gradients predict the advantages, and falls while they do not.
+
+    The slope of :func:`~sb3_gippo.gippo.alpha_step.agreement` is 1 for exact gradients of a linear advantage, ½ for those of a
+    quadratic one whose optimum is near, 0 for useless gradients and negative for misleading ones. A batch measures it with an
+    error, so it is tracked by a scalar Kalman filter (a random walk with step :attr:`DRIFT`).
+
+    :param settings: hyper-parameters
+    :param alpha: the present α, the length of the α-step as a share of the trust region's
+    :param slope: what is believed of the slope
+    :param variance: how uncertain that is
+    """
+
+    DRIFT: ClassVar[float] = 0.03
+    MIN_SLOPE: ClassVar[float] = 0.1
+    """a smaller one means that the gradients say next to nothing of the advantages"""
+    MIN_ALPHA: ClassVar[float] = 0.05
+    """a smaller α is 0, no α-step at all: even small steps add up where gradients mislead for good; α returns at this value"""
+
+    settings: TrustRegionSettings
+    alpha: float
+    slope: float = 0.5
+    variance: float = 0.25
+
+    def update(self, diagnostics: Diagnostics | None) -> str:
+        if diagnostics is None:
+            return "fit_failed"
+        self.observe(diagnostics.agreement, diagnostics.agreement_error)
+        agrees = self.slope - self.settings.bias_z * math.sqrt(self.variance) > self.MIN_SLOPE
+        smallest = min(self.MIN_ALPHA, self.settings.max_alpha)
+        if agrees:
+            self.alpha = min(max(self.alpha * self.settings.factor, smallest), self.settings.max_alpha)
+        else:
+            lower = self.alpha / self.settings.factor
+            self.alpha = lower if lower >= smallest else 0.0
+        return "agrees" if agrees else "disagrees"
+
+    def observe(self, slope: float, error: float) -> None:
+        """
+        Update what is believed of the slope.
+
+        :param slope: of this batch
+        :param error: its standard error; where that is not finite, the batch says nothing
+        """
+        variance = self.variance + self.DRIFT**2
+        if math.isfinite(slope) and math.isfinite(error):
+            gain = variance / (variance + error**2) if error > 0 else 1.0
+            self.slope += gain * (slope - self.slope)
+            variance *= 1 - gain
+        self.variance = variance
 
 
 def kl_parts(old: Gaussian, new: Gaussian) -> tuple[th.Tensor, th.Tensor]:
@@ -68,55 +162,13 @@ class AdaptiveRate:
             self.scale = min(self.scale * self.UP, 1.0)
 
 
-@dataclass
-class TrustRegion:
-    """
-    The KL budgets of an iteration and the learning rates that follow them. Its state is saved with the model.
-
-    Good gradients leave PPO a small share of the budget for the mean; where they are not trusted (α small), PPO has it all.
-
-    σ may follow its gradient only as far as the mean has arrived (:func:`std_freedom`): shrinking around a mean that is still
-    on its way, it would bound that mean's steps ever more tightly.
-
-    :ivar fit: rate of the α-policy's fit
-    :ivar ppo_mean: rate of the PPO step for the parameters of the mean
-    :ivar ppo_std: the same for those of σ
-    :ivar std_freedom: running mean of how free σ is, 0 (held) to 1
-    """
-
-    MEMORY: ClassVar[float] = 0.8
-
-    fit: AdaptiveRate = field(default_factory=AdaptiveRate)
-    ppo_mean: AdaptiveRate = field(default_factory=AdaptiveRate)
-    ppo_std: AdaptiveRate = field(default_factory=AdaptiveRate)
-    std_freedom: float = field(default=1.0)
-
-    def update_std_freedom(self, freedom: float) -> None:
-        """:param freedom: of this batch, :func:`std_freedom`"""
-        self.std_freedom = self.MEMORY * self.std_freedom + (1 - self.MEMORY) * freedom
-
-    def ppo_budgets(self, kl: float, std_kl: float, alpha: float, smallest: float) -> tuple[float, float]:
-        """
-        :param kl: whole budget for the mean
-        :param std_kl: whole budget for σ
-        :param alpha: share of the trust region's radius the α-step used
-        :param smallest: share of them that remains to the PPO step for any α
-        :return: what the PPO step may use of them
-        """
-        share = max(smallest, 1 - alpha**2)
-        return share * kl, share * self.trusted_std_freedom(alpha) ** 2 * std_kl
-
-    def trusted_std_freedom(self, alpha: float) -> float:
-        """:return: :attr:`std_freedom` as far as the gradients that tell it are trusted: 1 for α = 0"""
-        return 1 - min(alpha, 1.0) * (1 - self.std_freedom)
-
-
 def pull_back(
     gaussian: Callable[[], Gaussian],
     old: Gaussian,
     groups: Sequence[Sequence[nn.Parameter]],
     before: Sequence[Sequence[th.Tensor]],
     budgets: Sequence[float],
+    coupled: bool = False,
 ) -> tuple[float, float]:
     """
     Shrink a step towards where it started until it respects its budgets.
@@ -126,6 +178,7 @@ def pull_back(
     :param groups: the parameters of the mean, and of σ
     :param before: their values before the step
     :param budgets: KL divergence allowed to each
+    :param coupled: whether the parameters of the mean move σ as well: they then answer for both budgets
     :return: the two parts of the KL divergence before anything was pulled back
     """
     attempts = 20
@@ -134,18 +187,24 @@ def pull_back(
         for attempt in range(attempts):
             parts = tuple(part.item() for part in kl_parts(old, gaussian()))
             made = made or (parts[0], parts[1])
-            within = True
-            for kl, budget, group, values in zip(parts, budgets, groups, before):
-                if kl <= budget * (1 + 1e-3):
-                    continue
-                within = False
+            shares = [
                 # A KL divergence is quadratic in a small step; what is not finite or does not obey goes all the way back.
-                obeys = math.isfinite(kl) and attempt < attempts - 2
-                share = 0.95 * math.sqrt(budget / kl) if obeys else 0.0
-                for parameter, value in zip(group, values):
-                    parameter.copy_(value + share * (parameter - value) if share > 0 else value)
-            if within:
+                1.0
+                if kl <= budget * (1 + 1e-3)
+                else 0.95 * math.sqrt(budget / kl)
+                if math.isfinite(kl) and attempt < attempts - 2
+                else 0.0
+                for kl, budget in zip(parts, budgets)
+            ]
+            if min(shares) == 1:
                 break
+            if coupled and len(shares) > 1:
+                shares[0] = min(shares)
+            for share, group, values in zip(shares, groups, before):
+                if share == 1:
+                    continue
+                for parameter, value in zip(group, values):
+                    parameter.copy_(value.lerp(parameter, share) if share > 0 else value)
     assert made is not None
     return made
 
@@ -163,79 +222,8 @@ def natural_displacement(whitened: th.Tensor, kl: float) -> th.Tensor:
     """
     norm = whitened.norm(dim=1, keepdim=True)
     limited = whitened * (ROW_LIMIT * norm.mean() / norm.clamp(min=1e-30)).clamp(max=1.0)
-    rms = limited.double().square().sum(1).mean().sqrt().item()
+    rms = in_double(limited).square().sum(1).mean().sqrt().item()
     return limited * (math.sqrt(2 * kl) / rms) if rms > 0 else th.zeros_like(limited)
-
-
-def fit_displacement(
-    policy: ActorCriticPolicy,
-    actor: ActorParameters,
-    gaussian: Callable[[], Gaussian],
-    old: Gaussian,
-    noise: th.Tensor,
-    displacement: th.Tensor,
-    budgets: tuple[float, float],
-    rate: AdaptiveRate,
-    learning_rate: float,
-    n_iterations: int,
-    max_grad_norm: float,
-    freedom: float,
-) -> float | None:
-    """
-    Move the actor by a displacement of its actions, a regression of it on the noise: log σ takes the slope, in closed form,
-    ½ E[ε · displacement] (½ is the ratio of the Fisher informations of mean and log σ), and the mean what is left without
-    it (for a quadratic advantage free of the noise), by a few steps of an Adam whose moments persist. Both stay within their
-    budgets.
-
-    :param policy: with its ``alpha_optimizer`` over the mean's parameters
-    :param actor: its parameters
-    :param gaussian: the policy as it is, on the batch
-    :param old: what it was
-    :param noise: ε (n, action_dim)
-    :param displacement: in units of σ̄ (n, action_dim)
-    :param budgets: KL divergence allowed to mean and σ
-    :param rate: follows the mean's budget
-    :param learning_rate: nominal
-    :param n_iterations: Adam steps
-    :param max_grad_norm: gradient clipping
-    :param freedom: how far σ may shrink, 0 to 1
-    :return: final loss over initial loss; ``None`` if the step was undone because it was not finite
-    """
-    optimizer: th.optim.Optimizer = policy.alpha_optimizer  # type: ignore[assignment]
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * rate.scale
-    parameters = [*actor.mean, *actor.std]
-    before = snapshot(parameters, optimizer)
-    slope = (noise * displacement).mean(0)
-    mean_displacement = displacement - slope * noise
-    initial, loss, kl = math.nan, math.nan, 0.0
-    for iteration in range(n_iterations + 1):
-        moved = (gaussian()[0] - old[0]) / old[1]
-        objective = (moved - mean_displacement).square().sum(1).mean()
-        loss, kl = objective.item(), 0.5 * moved.detach().square().sum(1).mean().item()
-        initial = loss if iteration == 0 else initial
-        if iteration == n_iterations or kl > 0.8 * budgets[0]:
-            break
-        optimizer.zero_grad()
-        objective.backward()
-        nn.utils.clip_grad_norm_(actor.mean, max_grad_norm)
-        optimizer.step()
-    optimizer.zero_grad()
-    ratio = loss / initial if initial > 0 else math.nan
-    if not math.isfinite(ratio) or not nn.utils.get_total_norm(actor.mean).isfinite():
-        restore(parameters, optimizer, before)
-        rate.update(math.inf, budgets[0])
-        return None
-    if kl > budgets[0]:
-        pull_back(gaussian, old, [actor.mean], [before[0][: len(actor.mean)]], budgets[:1])
-    # A fit that has all but reached its target needs no larger rate to use up the budget.
-    if kl > budgets[0] or ratio > 0.3:
-        rate.update(kl, budgets[0])
-    shift = 0.5 * slope
-    shift = shift.where(shift > 0, freedom * shift)
-    squared = shift.square().sum().item()
-    shift_log_std(policy, shift * min(1.0, math.sqrt(budgets[1] / squared)) if squared > 0 else shift)
-    return ratio
 
 
 def explained_power(features: th.Tensor, targets: th.Tensor) -> float:
@@ -247,8 +235,8 @@ def explained_power(features: th.Tensor, targets: th.Tensor) -> float:
     :param targets: (n, d)
     :return: per row, summed over d; not negative
     """
-    n, targets = len(features), targets.double()
-    design = th.cat([features, features.new_ones(n, 1)], dim=1).double()
+    n, targets = len(features), in_double(targets)
+    design = in_double(th.cat([features, features.new_ones(n, 1)], dim=1))
     eigenvalues, vectors = th.linalg.eigh(design.T @ design)
     kept = eigenvalues > 1e-6 * eigenvalues[-1]
     rank = int(kept.sum())
@@ -274,15 +262,192 @@ def std_freedom(features: th.Tensor, noise: th.Tensor, whitened: th.Tensor) -> f
     :return: 2 - distance / :data:`ARRIVED`, between 0 and 1
     """
     curvature = (whitened * noise).mean(0)
-    power = curvature.double().square().sum().item()
+    power = in_double(curvature).square().sum().item()
     if not (math.isfinite(power) and power > 0):
         return 0.0
     distance = math.sqrt(explained_power(features, whitened - curvature * noise) / power)
     return min(max(2 - distance / ARRIVED, 0.0), 1.0)
 
 
-def shift_log_std(policy: ActorCriticPolicy, shift: th.Tensor) -> None:
-    """Add ``shift`` (action_dim,) to log σ, of every state alike."""
-    with th.no_grad():
-        policy.log_std.copy_(policy.log_std + shift)
-    clamp_log_std(policy)
+class TrustRegionStep(AlphaStep):
+    """
+    The displacement σ g of each sample's action, in units of σ, is scaled to the KL divergence α² · ``kl``. It is regressed on
+    the noise: log σ takes the slope, in closed form, ½ E[ε · displacement] (½ is the ratio of the Fisher informations of mean
+    and log σ), and the mean what is left without it (for a quadratic advantage free of the noise), by a few steps of an Adam
+    whose moments persist. Both stay within their budgets.
+
+    A budget is spent once: the α-step takes the share α² of it, and the PPO step what that leaves (at least ``ppo_share``). It
+    is distances that add up, not divergences: where both steps go the same way, their sum has the KL divergence
+    (α + √(1 - α²))² ≤ 2 budgets, where they are orthogonal just the budget.
+
+    σ may follow its gradient only as far as the mean has arrived (:func:`std_freedom`): shrinking around a mean that is still
+    on its way, it would bound that mean's steps ever more tightly.
+
+    :ivar fit_rate: of the fit
+    :ivar ppo_mean_rate: of the PPO step for the parameters of the mean
+    :ivar ppo_std_rate: the same for those of σ
+    :ivar std_freedom: running mean of how free σ is, 0 (held) to 1
+    """
+
+    Settings = TrustRegionSettings
+    MEMORY: ClassVar[float] = 0.8
+
+    settings: TrustRegionSettings
+    controller: AgreementController
+
+    def __init__(self, actor: Actor, alpha: float, settings: TrustRegionSettings, max_grad_norm: float):
+        super().__init__(actor, alpha, settings, max_grad_norm)
+        self.controller = AgreementController(settings, alpha)
+        # The published moments, (0.7, 0.95), average three batches; environments in phase need the memory of an episode.
+        self.optimizer = adam(actor.mean, lr=1e-3, betas=(0.9, 0.99))
+        self.rate, self.kl, self.std_kl = map(FloatSchedule, (settings.learning_rate, settings.kl, settings.std_kl))
+        self.fit_rate, self.ppo_mean_rate, self.ppo_std_rate = AdaptiveRate(), AdaptiveRate(), AdaptiveRate()
+        self.std_freedom = 1.0
+
+    def budgets(self, progress_remaining: float) -> tuple[float, float]:
+        """:return: KL divergence that mean and σ may move in an iteration"""
+        return max(self.kl(progress_remaining), 0.0), max(self.std_kl(progress_remaining), 0.0)
+
+    def trusted_std_freedom(self, spent: float) -> float:
+        """:return: :attr:`std_freedom` as far as the gradients that tell it are trusted: 1 where no α-step was made"""
+        return 1 - min(math.sqrt(spent), 1.0) * (1 - self.std_freedom)
+
+    def make(
+        self, batch: GradientBatch, old: Gaussian, features: th.Tensor, agreed: tuple[float, float], progress_remaining: float
+    ) -> Made:
+        whitened = old[1] * batch.action_gradients
+        freedom = std_freedom(features, batch.noise, whitened)
+        self.std_freedom = self.MEMORY * self.std_freedom + (1 - self.MEMORY) * freedom
+        slope, error = agreed
+        contradicted = self.settings.skip_contradicted and slope + self.settings.bias_z * error < 0
+        self.log = {"train/std_freedom": self.std_freedom, "train/alpha_contradicted": float(contradicted)}
+        spent = min(self.alpha, 1.0) ** 2
+        budgets = self.budgets(progress_remaining)
+        kl, std_kl = self.alpha**2 * budgets[0], self.alpha**2 * budgets[1]
+        if contradicted or kl == 0 or not trainable([*self.actor.mean, *self.actor.std]):
+            return Made(1.0, 0.0)  # no step; the gradients are judged all the same
+        ratio = self._fit(batch, old, natural_displacement(whitened, kl), (kl, std_kl), progress_remaining)
+        return Made(ratio, 0.0 if ratio is None else spent)
+
+    def _fit(
+        self,
+        batch: GradientBatch,
+        old: Gaussian,
+        displacement: th.Tensor,
+        budgets: tuple[float, float],
+        progress_remaining: float,
+    ) -> float | None:
+        """
+        :param displacement: in units of σ̄ (n, action_dim)
+        :param budgets: KL divergence allowed to mean and σ
+        :return: the mean's final loss over its initial one; ``None`` if the step was undone because it was not finite
+        """
+        actor = self.actor
+        before_mean, before_std = copies(actor.mean), copies(actor.std)
+        slope = (batch.noise * displacement).mean(0)
+        ratio: float | None = 1.0
+        if self.optimizer is not None and trainable(actor.mean):
+            ratio = self._fit_mean(batch, old, displacement - slope * batch.noise, budgets, progress_remaining)
+        if ratio is None or actor.log_std is None:
+            return ratio
+        shift = 0.5 * slope
+        shift = shift.where(shift > 0, self.trusted_std_freedom(self.alpha**2) * shift)
+        squared = shift.square().sum().item()
+        shift = shift * min(1.0, math.sqrt(budgets[1] / squared)) if squared > 0 else shift
+        with th.no_grad():
+            actor.log_std.add_(shift)
+        actor.keep_std_in_bounds()
+        if actor.std_follows_mean:
+            # The mean's step has moved a state-dependent σ as well, in the same budget.
+            groups, before = [actor.mean, actor.std], [before_mean, before_std]
+            pull_back(lambda: actor.gaussian(batch.observations), old, groups, before, budgets, coupled=True)
+        return ratio
+
+    def _fit_mean(
+        self,
+        batch: GradientBatch,
+        old: Gaussian,
+        displacement: th.Tensor,
+        budgets: tuple[float, float],
+        progress_remaining: float,
+    ) -> float | None:
+        actor, optimizer, rate = self.actor, self.optimizer, self.fit_rate
+        assert optimizer is not None
+        learning_rate = max(self.rate(progress_remaining), 0.0) * rate.scale
+        self.log["train/alpha_learning_rate"] = learning_rate
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        before = snapshot(actor.mean, optimizer)
+        initial, loss, kl = math.nan, math.nan, 0.0
+        for iteration in range(self.settings.n_iterations + 1):
+            moved = (actor.gaussian(batch.observations)[0] - old[0]) / old[1]
+            objective = (moved - displacement).square().sum(1).mean()
+            loss, kl = objective.item(), 0.5 * moved.detach().square().sum(1).mean().item()
+            initial = loss if iteration == 0 else initial
+            if iteration == self.settings.n_iterations or kl > 0.8 * budgets[0]:
+                break
+            optimizer.zero_grad()
+            objective.backward()
+            nn.utils.clip_grad_norm_(actor.mean, self.max_grad_norm)
+            optimizer.step()
+        optimizer.zero_grad()
+        ratio = loss / initial if initial > 0 else math.nan
+        if not math.isfinite(ratio) or not nn.utils.get_total_norm(actor.mean).isfinite():
+            restore(actor.mean, optimizer, before)
+            rate.update(math.inf, budgets[0])
+            return None
+        if kl > budgets[0]:
+            pull_back(lambda: actor.gaussian(batch.observations), old, [actor.mean], [before[0]], budgets[:1])
+        # A fit that has all but reached its target needs no larger rate to use up the budget.
+        if kl > budgets[0] or ratio > 0.3:
+            rate.update(kl, budgets[0])
+        return ratio
+
+    def ppo_scales(self) -> list[tuple[list[nn.Parameter], float]]:
+        rates = (self.ppo_mean_rate, self.ppo_std_rate)
+        return [(group, rate.scale) for group, rate in zip((self.actor.moves_mean, self.actor.moves_std), rates)]
+
+    def ppo_budgets(self, spent: float, progress_remaining: float) -> tuple[float, float]:
+        """
+        :param spent: share of the budgets that the α-step of this iteration has used up
+        :param progress_remaining: from 1 to 0
+        :return: what the PPO step may use of them, for mean and σ
+        """
+        kl, std_kl = self.budgets(progress_remaining)
+        share = max(self.settings.ppo_share, 1 - spent)
+        return share * kl, share * self.trusted_std_freedom(spent) ** 2 * std_kl
+
+    def bound_ppo_step(
+        self, batch: GradientBatch, start: Gaussian, before: list[list[th.Tensor]], spent: float, progress_remaining: float
+    ) -> None:
+        actor, budgets = self.actor, self.ppo_budgets(spent, progress_remaining)
+        groups = [actor.moves_mean, actor.moves_std]
+        made = pull_back(
+            lambda: actor.gaussian(batch.observations), start, groups, before, budgets, coupled=actor.std_follows_mean
+        )
+        for rate, kl, budget in zip((self.ppo_mean_rate, self.ppo_std_rate), made, budgets):
+            rate.update(kl, budget)
+        self.log["train/ppo_kl_mean"], self.log["train/ppo_kl_std"] = made
+
+    def state_dict(self) -> dict[str, Any]:
+        rates = (self.fit_rate, self.ppo_mean_rate, self.ppo_std_rate)
+        controller = self.controller
+        return {
+            "initial_alpha": self.initial_alpha,
+            "controller": {"alpha": controller.alpha, "slope": controller.slope, "variance": controller.variance},
+            "rates": [rate.scale for rate in rates],
+            "std_freedom": self.std_freedom,
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["initial_alpha"] != self.initial_alpha:
+            return
+        if self.optimizer is not None and state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["controller"].items():
+            setattr(self.controller, name, value)
+        self.controller.alpha = min(self.alpha, self.settings.max_alpha)
+        for rate, scale in zip((self.fit_rate, self.ppo_mean_rate, self.ppo_std_rate), state["rates"]):
+            rate.scale = scale
+        self.std_freedom = state["std_freedom"]

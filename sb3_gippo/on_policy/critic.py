@@ -1,13 +1,42 @@
-"""The critic's own fit, on a memory of its last windows."""
+"""The critic's own fit, on a memory of its last windows, and its slow copy."""
 
 from __future__ import annotations
 
+import copy
 from collections import deque
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, polyak_update
 from torch import nn
+
+from sb3_gippo.common.hyperparameters import check_integer, check_schedule
+from sb3_gippo.common.optimizers import adam, trainable
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """
+    What ``critic_kwargs`` may hold.
+
+    :param n_windows: from how many of the last windows the fit's minibatches are drawn
+    :param batch_size: rows of a minibatch
+    :param learning_rate: of the fit, it can be a function of the current progress remaining
+    :raises AssertionError: for a value that makes no sense
+    """
+
+    n_windows: int = 1
+    batch_size: int = 512
+    learning_rate: float | Schedule = 1e-3
+
+    def __post_init__(self) -> None:
+        check_integer("critic_kwargs: n_windows", self.n_windows, 1)
+        check_integer("critic_kwargs: batch_size", self.batch_size, 1)
+        check_schedule("critic_kwargs: learning_rate", self.learning_rate)
 
 
 class CriticMemory:
@@ -34,38 +63,110 @@ class CriticMemory:
         return th.as_tensor(observations, device=device), th.as_tensor(returns, device=device)
 
 
-def fit_critic(
-    policy: ActorCriticPolicy,
-    optimizer: th.optim.Optimizer,
-    memory: CriticMemory,
-    n_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    max_grad_norm: float,
-) -> float:
+class CriticFit:
     """
-    Minibatch steps on the squared error of the values, rows drawn uniformly from the memory. A step whose gradient is not
-    finite is left out.
+    Minibatch steps on the squared error of the values, after each update, beside PPO's value loss.
 
     :param policy: whose values are fitted
-    :param optimizer: over the parameters of the critic
-    :param memory: observations and returns
-    :param n_steps: one or more
-    :param batch_size: rows of a minibatch
-    :param learning_rate: of every step
+    :param parameters: what only the value depends on
+    :param settings: hyper-parameters
     :param max_grad_norm: gradient clipping
-    :return: the loss of the last minibatch
     """
-    observations, returns = memory.tensors(policy.device)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    for _ in range(n_steps):
-        rows = th.randint(len(returns), (batch_size,), device=policy.device)
-        loss = (policy.predict_values(observations[rows]).flatten() - returns[rows]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
-        if norm.isfinite():
-            optimizer.step()
-    optimizer.zero_grad()
-    return loss.item()
+
+    def __init__(
+        self, policy: ActorCriticPolicy, parameters: list[nn.Parameter], settings: CriticSettings, max_grad_norm: float
+    ):
+        self.policy = policy
+        self.parameters = parameters
+        self.batch_size = settings.batch_size
+        self.rate = FloatSchedule(settings.learning_rate)
+        self.max_grad_norm = max_grad_norm
+        self.memory = CriticMemory(settings.n_windows)
+        self.optimizer = adam(parameters, eps=1e-5)
+
+    def fit(
+        self, observations: th.Tensor, returns: th.Tensor, n_steps: int, progress_remaining: float
+    ) -> tuple[float, float] | None:
+        """
+        Add a window to the memory and make the steps, rows drawn uniformly from it. A step whose gradient is not finite is
+        left out.
+
+        :param observations: (n, ...)
+        :param returns: (n,)
+        :param n_steps: one or more
+        :param progress_remaining: from 1 to 0
+        :return: the loss of the last minibatch and the learning rate; ``None`` if there is nothing to train
+        """
+        self.memory.add(observations.cpu().numpy(), returns.cpu().numpy())
+        if self.optimizer is None or not trainable(self.parameters):
+            return None
+        learning_rate = max(self.rate(progress_remaining), 0.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        all_observations, all_returns = self.memory.tensors(self.policy.device)
+        own = {id(parameter) for parameter in self.parameters}
+        frozen = [p for p in trainable(list(self.policy.parameters())) if id(p) not in own]
+        loss = all_returns.new_zeros(())
+        try:
+            for parameter in frozen:  # shared features are PPO's
+                parameter.requires_grad_(False)
+            for _ in range(n_steps):
+                rows = th.randint(len(all_returns), (self.batch_size,), device=self.policy.device)
+                values = self.policy.predict_values(all_observations[rows]).flatten()
+                loss = (values - all_returns[rows]).square().mean()
+                self.optimizer.zero_grad()
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+                if norm.isfinite():
+                    self.optimizer.step()
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+        self.optimizer.zero_grad()
+        return loss.item(), learning_rate
+
+    def state_dict(self, with_memory: bool) -> dict[str, Any]:
+        """:return: what :meth:`load_state_dict` takes, as tensors and numbers"""
+        windows = self.memory.windows if with_memory else []
+        return {
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "memory": [tuple(th.from_numpy(array) for array in window) for window in windows],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """:param state: of :meth:`state_dict`"""
+        if self.optimizer is not None and state["optimizer"] is not None:
+            rates = [group["lr"] for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(state["optimizer"])
+            for group, rate in zip(self.optimizer.param_groups, rates):
+                group["lr"] = rate
+        for observations, returns in state["memory"]:
+            self.memory.add(observations.cpu().numpy(), returns.cpu().numpy())
+
+
+class TargetCritic:
+    """
+    A slow copy of the policy's critic, whose values take the critic's place in the advantages and in their gradients.
+
+    :param policy: what it follows
+    :param tau: share by which it does so after every update
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, tau: float):
+        self.policy = policy
+        self.tau = tau
+        self.copy = copy.deepcopy(policy)
+        self.copy.set_training_mode(False)
+
+    def values(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: (n, ...)
+        :return: (n, 1)
+        """
+        return self.copy.predict_values(observations)
+
+    def follow(self) -> None:
+        """Move by ``tau`` towards the policy; what is counted or averaged (BatchNorm's buffers) is taken over as it is."""
+        polyak_update(self.policy.parameters(), self.copy.parameters(), self.tau)
+        for own, theirs in zip(self.copy.buffers(), self.policy.buffers()):
+            own.copy_(theirs)

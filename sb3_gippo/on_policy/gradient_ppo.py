@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import io
-import os
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.distributions import DiagGaussianDistribution, SquashedDiagGaussianDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_gippo.common.hyperparameters import check_integer, check_number, settings_from
 from sb3_gippo.common.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_gippo.on_policy.actor import actor_parameters
-from sb3_gippo.on_policy.critic import CriticMemory, fit_critic
-from sb3_gippo.rollout.adjoint import action_gradients
+from sb3_gippo.common.saving import add_learner, read_learner, replacing
+from sb3_gippo.on_policy.actor import Actor, forget_graph, gaussian
+from sb3_gippo.on_policy.critic import CriticFit, CriticSettings, TargetCritic
+from sb3_gippo.rollout.action_gradients import fill_action_gradients
 from sb3_gippo.rollout.buffer import GradientBatch, GradientRolloutBuffer
 from sb3_gippo.rollout.collector import GradientCollector, check_advantages
-from sb3_gippo.rollout.workers import close_if_worker_died
-
-
-def check_integer(name: str, value: object, smallest: int) -> None:
-    """:raises AssertionError: with a sentence, if a hyper-parameter is no integer, or too small"""
-    assert isinstance(value, (int, np.integer)) and value >= smallest, (
-        f"`{name}` must be an integer of at least {smallest}, not {value!r}"
-    )
-
+from sb3_gippo.rollout.states import states_told
+from sb3_gippo.rollout.workers import dead_workers_named, settle
 
 SelfGradientPPO = TypeVar("SelfGradientPPO", bound="GradientPPO")
 
@@ -60,18 +52,19 @@ class GradientPPO(PPO):
     max_action_grad_norm: float | None
     action_gradient_lambda: float | None
     critic_steps: int
-    critic_windows: int
-    critic_batch_size: int
-    critic_learning_rate: float
+    critic_kwargs: dict[str, Any] | None
     target_critic_tau: float | None
-    critic_memory: CriticMemory | None = None
-    target_critic: ActorCriticPolicy | None = None
-    """the slow copy of the policy whose values the sweep uses; none without ``target_critic_tau``"""
 
+    actor: Actor | None = None
+    """the policy's actor; this and the critic's fit come into being with the first gradients"""
+    critic_fit: CriticFit | None = None
+    target_critic: TargetCritic | None = None
+    """none without ``target_critic_tau``"""
+
+    _has_channel: bool = False
+    """whether the environments offered gradients in the rollout in the buffer"""
     _has_gradients: bool = False
-    """whether the rollout in the buffer has usable action gradients"""
-    _gradients_unusable: bool = False
-    """whether it has gradients, of which not one is finite"""
+    """whether at least one of its action gradients is finite"""
     _gradient_statistics: dict[str, float]
     """of the rollout in the buffer, by the key they are logged under"""
     _warned: bool = False
@@ -89,57 +82,61 @@ class GradientPPO(PPO):
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
-        if self.rollout_buffer_class is None and not isinstance(self.observation_space, spaces.Dict):
+        # A PPO's zip names the buffer SB3 has chosen; ours is the same without gradients.
+        if self.rollout_buffer_class in (None, RolloutBuffer) and not isinstance(self.observation_space, spaces.Dict):
             self.rollout_buffer_class = GradientRolloutBuffer
         self._check_hyperparameters()
         super()._setup_model()
-        if self.critic_memory is None or self.critic_memory.windows.maxlen != self.critic_windows:
-            self.critic_memory = CriticMemory(self.critic_windows)
-        if self.target_critic_tau is not None:
-            self.target_critic = copy.deepcopy(self.policy)
-        if self._unsupported() is None:
-            self._setup_optimizers()
+        self.actor = self.critic_fit = self.target_critic = None
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
+        super()._maybe_recommend_cpu(MlpPolicy.__name__ if self.policy_class is MlpPolicy else mlp_class_name)
 
     def _check_hyperparameters(self) -> None:
         """:raises AssertionError: with a sentence, if one is out of range"""
-        assert self.action_gradient_lambda is None or 0 <= self.action_gradient_lambda <= 1, (
-            f"`action_gradient_lambda` must lie between 0 and 1 (`None`: `gae_lambda`), not {self.action_gradient_lambda}"
-        )
-        for name, smallest in (("critic_steps", 0), ("critic_windows", 1), ("critic_batch_size", 1)):
-            check_integer(name, getattr(self, name), smallest)
-        assert self.critic_learning_rate > 0, f"`critic_learning_rate` must be positive, not {self.critic_learning_rate}"
-        assert self.target_critic_tau is None or 0 < self.target_critic_tau <= 1, (
-            f"`target_critic_tau` must lie in (0, 1] (`None`: no target critic), not {self.target_critic_tau}"
-        )
-        assert self.max_action_grad_norm is None or self.max_action_grad_norm > 0, (
-            f"`max_action_grad_norm` must be positive, or `None` for no limit, not {self.max_action_grad_norm}"
-        )
+        if self.action_gradient_lambda is not None:
+            check_number("action_gradient_lambda", self.action_gradient_lambda, 0, 1, otherwise=" (`None`: `gae_lambda`)")
+        check_integer("critic_steps", self.critic_steps, 0)
+        self._critic_settings = settings_from(CriticSettings, "critic_kwargs", self.critic_kwargs)
+        if self.target_critic_tau is not None:
+            check_number(
+                "target_critic_tau", self.target_critic_tau, 0, 1, open_low=True, otherwise=" (`None`: no target critic)"
+            )
+        if self.max_action_grad_norm is not None:
+            check_number("max_action_grad_norm", self.max_action_grad_norm, open_low=True, otherwise=" (`None`: no limit)")
 
-    def _setup_optimizers(self) -> None:
+    def _setup_learner(self) -> None:
         """
-        Put the optimizers on the policy, so that they are saved and loaded with its parameters. They are the same whether
-        gradients are wanted or not, which may be changed when a model is loaded.
+        Make what learns from gradients. Not before there are some: a policy may count, or draw random numbers in, its
+        forward passes, and without gradients this is PPO.
         """
-        self._actor = actor_parameters(self.policy)
-        actor = [*self._actor.mean, *self._actor.std]
-        self._critic = [p for p in self.policy.parameters() if not any(p is q for q in actor)]
-        self.policy.critic_optimizer = th.optim.Adam(self._critic, eps=1e-5, fused=True)  # type: ignore[assignment]
+        self.actor = Actor(self.policy)
+        self.critic_fit = CriticFit(self.policy, self.actor.critic, self._critic_settings, self.max_grad_norm)
+        if self.target_critic_tau is not None:
+            self.target_critic = TargetCritic(self.policy, self.target_critic_tau)
 
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, variables = super()._get_torch_save_params()
-        if self._unsupported() is None:
-            state_dicts = [*state_dicts, "policy.critic_optimizer"]
-        if self.target_critic is not None:
-            state_dicts = [*state_dicts, "target_critic"]
-        return state_dicts, variables
+    def _learner_state(self, with_memory: bool) -> dict[str, Any]:
+        """:return: what :meth:`_load_learner_state` takes, as tensors and plain values"""
+        assert self.critic_fit is not None
+        target = None if self.target_critic is None else self.target_critic.copy.state_dict()
+        return {"critic": self.critic_fit.state_dict(with_memory), "target_critic": target}
+
+    def _load_learner_state(self, state: dict[str, Any]) -> None:
+        assert self.critic_fit is not None
+        self.critic_fit.load_state_dict(state["critic"])
+        if self.target_critic is not None and state["target_critic"] is not None:
+            self.target_critic.copy.load_state_dict(state["target_critic"])
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_actor", "_critic", "_gradient_statistics"]
+        ours = ["actor", "critic_fit", "target_critic", "_critic_settings", "_gradient_statistics"]
+        return [*super()._excluded_save_params(), *ours]
 
     def _unsupported(self) -> str | None:
         """:return: why gradients cannot be used here, whatever the environment offers; ``None`` if they can"""
         if not isinstance(self.action_space, spaces.Box):
             return f"its actions are {type(self.action_space).__name__}, not continuous"
+        if self.action_space.dtype.kind != "f":
+            return f"its actions are {self.action_space.dtype}, which the rollout buffer rounds"
         if not isinstance(self.observation_space, spaces.Box):
             return f"its observations are {type(self.observation_space).__name__}, not one array"
         if is_image_space(self.observation_space):
@@ -176,8 +173,19 @@ class GradientPPO(PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfGradientPPO:
-        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        self._switch_gradients(False)  # whoever evaluates the policy on these environments does not pay for them
+        try:
+            with dead_workers_named(self.env):
+                super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+                self._switch_gradients(False)  # whoever evaluates the policy on these environments does not pay for them
+        except BaseException:
+            if self.env is not None:
+                # An interrupt leaves answers of the workers behind; what raised may have taken the environments along.
+                with suppress(Exception):
+                    settle(self.env)
+                    self._switch_gradients(False)
+            raise
+        finally:
+            forget_graph(self.policy)
         return self
 
     def _switch_gradients(self, on: bool) -> None:
@@ -188,16 +196,7 @@ class GradientPPO(PPO):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        try:
-            return self._collect(env, callback, rollout_buffer, n_rollout_steps)
-        except (EOFError, ConnectionError) as error:
-            death = close_if_worker_died(env)
-            if death is None:
-                raise
-            raise RuntimeError(death) from error
-
-    def _collect(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        self._has_gradients = self._gradients_unusable = False
+        self._has_channel = self._has_gradients = False
         self._gradient_statistics = {}
         if not self._wants_gradients():
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
@@ -206,36 +205,17 @@ class GradientPPO(PPO):
             self._warn_plain_ppo(reason)
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         assert isinstance(rollout_buffer, GradientRolloutBuffer)
-        tap = GradientCollector(self.policy, rollout_buffer)
-        chain = CallbackList([tap, callback])
+        collector = GradientCollector(self.policy, rollout_buffer)
+        chain = CallbackList([collector, callback])
         chain.model = self
-        completed = super().collect_rollouts(env, chain, rollout_buffer, n_rollout_steps)
-        if completed:
-            check_advantages(rollout_buffer.advantages)
-        if not tap.has_channel:
+        with states_told(env):
+            completed = super().collect_rollouts(env, chain, rollout_buffer, n_rollout_steps)
+        if not collector.has_channel:
             self._warn_plain_ppo('its environments return no info["grad"]')
         elif completed:
-            self._fill_action_gradients(rollout_buffer)
+            self._has_channel = True
+            self._differentiate(rollout_buffer)
         return completed
-
-    def save(
-        self,
-        path: str | Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """As SB3's, but a file is replaced only by a complete one: an interrupt leaves the old one."""
-        if not isinstance(path, (str, Path)):
-            return super().save(path, exclude, include)
-        target = Path(path) if Path(path).suffix else Path(f"{path}.zip")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.part")
-        try:
-            with part.open("wb") as file:
-                super().save(file, exclude, include)
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
 
     def _warn_plain_ppo(self, reason: str) -> None:
         if not self._warned:
@@ -246,95 +226,125 @@ class GradientPPO(PPO):
             )
             self._warned = True
 
-    def _fill_action_gradients(self, buffer: GradientRolloutBuffer) -> None:
-        """Recover the noise, sweep the window, and make the gradients safe; log what was dropped."""
+    def _differentiate(self, buffer: GradientRolloutBuffer) -> None:
+        """Fill the window's action gradients, and see whether it has any that are finite."""
+        if self.actor is None:
+            self._setup_learner()
         self.policy.set_training_mode(False)
-        with th.no_grad():
-            mean, std = self.gaussian(self._flat(buffer.observations))
-        mean, std = (x.reshape(*buffer.actions.shape) for x in (mean, std))
-        noise = (th.as_tensor(buffer.actions, device=self.device).to(mean) - mean) / std
-        buffer.noise = noise.cpu().numpy()
-
-        def policy_vjp(t: int, action_bar: th.Tensor) -> th.Tensor:
-            obs = buffer.to_torch(buffer.observations[t]).requires_grad_()
-            with th.enable_grad():
-                mean, std = self.gaussian(obs)
-                (obs_bar,) = th.autograd.grad(mean + std * noise[t], obs, action_bar)
-            return obs_bar.reshape(len(obs), -1)
-
-        def tensor(array: np.ndarray) -> th.Tensor:
-            return th.as_tensor(array, device=self.device, dtype=mean.dtype)
-
-        gradients = action_gradients(
-            buffer.step_gradients,
-            tensor(buffer.action_scale),
-            tensor(buffer.observation_scale),
-            tensor(buffer.reward_scale),
-            self._value_gradients(buffer).to(mean.dtype),
-            policy_vjp,
-            th.as_tensor(buffer.bootstrap, device=self.device),
-            th.as_tensor(buffer.continues, device=self.device),
-            self.gamma,
+        values: Any = self.policy.predict_values
+        if self.target_critic is not None:
+            values = self.target_critic.values
+            self._use_target_values(buffer)
+        check_advantages(buffer.advantages)
+        found = fill_action_gradients(
+            buffer,
+            lambda observations: gaussian(self.policy, observations),
+            values,
             self.gae_lambda if self.action_gradient_lambda is None else self.action_gradient_lambda,
+            self.max_action_grad_norm,
         )
-        norm = gradients.norm(dim=2, keepdim=True)
-        # A norm that overflows is as useless as one of what is not finite.
-        finite = norm.isfinite()
-        gradients, norm = gradients.where(finite, 0.0), norm.where(finite, 0.0)
-        if self.max_action_grad_norm is not None:
-            gradients = gradients * (self.max_action_grad_norm / norm.clamp(min=1e-30)).clamp(max=1.0)
-        buffer.action_gradients = gradients.cpu().numpy()
-        self._has_gradients = bool(finite.any())
-        self._gradients_unusable = not self._has_gradients
-        self._gradient_statistics = {
-            "train/action_grad_norm": norm.mean().item(),
-            "train/action_grad_norm_max": norm.max().item(),
-            "train/action_grad_variance": gradients.var(dim=(0, 1), unbiased=False).sum().item(),
-            "train/nonfinite_grad_fraction": 1.0 - finite.float().mean().item(),
-        }
+        self._has_gradients, self._gradient_statistics = found
+        if not self._has_gradients and not self._warned:
+            warnings.warn(
+                f"Not one action gradient of this window is finite: {type(self).__name__} goes on without them as long as "
+                "that lasts. See what derivatives the environment hands over (check_differentiable_env).",
+                stacklevel=2,
+            )
+            self._warned = True
+
+    @th.no_grad()
+    def _use_target_values(self, buffer: GradientRolloutBuffer) -> None:
+        """
+        Compute advantages and returns again, with the target critic's values in the place of the critic's: advantages and
+        their gradients are of one function. The values PPO may clip against stay the critic's.
+        """
+        assert self.target_critic is not None
+        target = self.target_critic.values
+        after = th.as_tensor(buffer.next_observations, device=self.device)
+        truncated = buffer.bootstrap & buffer.ended
+        if truncated.any():
+            # SB3 has added the critic's value to these rewards.
+            cut = after[th.as_tensor(truncated, device=self.device)]
+            difference = target(cut) - self.policy.predict_values(cut)
+            buffer.rewards[truncated] += self.gamma * difference.flatten().cpu().numpy()
+        own = buffer.values
+        flat = th.as_tensor(buffer.observations, device=self.device).reshape(-1, *buffer.observations.shape[2:])
+        buffer.values = target(flat).reshape(own.shape).cpu().numpy()
+        buffer.compute_returns_and_advantage(last_values=target(after[-1]), dones=buffer.ended[-1])
+        buffer.values = own
 
     def _log_gradients(self) -> None:
         """To be called by ``train``: SB3 dumps between rollout and update, and what belongs together stands in one row."""
         for key, value in self._gradient_statistics.items():
             self.logger.record(key, value)
 
-    def _critic_fit(self, batch: GradientBatch) -> None:
-        """
-        Fit the critic to the returns of the last windows, at a rate that decays as the learning rate does, and let the target
-        critic follow.
-        """
-        assert self.critic_memory is not None
+    def _fit_critic(self, batch: GradientBatch) -> None:
+        """Fit the critic to the returns of the last windows, and let the target critic follow."""
+        assert self.critic_fit is not None
         if self.critic_steps > 0:
-            self.critic_memory.add(batch.observations.cpu().numpy(), batch.returns.cpu().numpy())
-            decay = self.lr_schedule(self._current_progress_remaining) / self.lr_schedule(1.0)
-            loss = fit_critic(
-                self.policy,
-                self.policy.critic_optimizer,  # type: ignore[arg-type]
-                self.critic_memory,
-                self.critic_steps,
-                self.critic_batch_size,
-                self.critic_learning_rate * decay,
-                self.max_grad_norm,
+            self.policy.set_training_mode(True)
+            fitted = self.critic_fit.fit(
+                batch.observations, batch.returns, self.critic_steps, self._current_progress_remaining
             )
-            self.logger.record("train/critic_loss", loss)
-        if self.target_critic is not None and self.target_critic_tau is not None:
-            polyak_update(self.policy.parameters(), self.target_critic.parameters(), self.target_critic_tau)
+            if fitted is not None:
+                self.logger.record("train/critic_loss", fitted[0])
+                self.logger.record("train/critic_learning_rate", fitted[1])
+        if self.target_critic is not None:
+            self.target_critic.follow()
 
-    def gaussian(self, observations: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def save(
+        self,
+        path: str | Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
         """
-        :param observations: (n, ...), as the policy sees them
-        :return: mean and standard deviation of the action before clip or squash, (n, action_dim) each
+        As SB3's, but a file is replaced only by a complete one: an interrupt leaves the old one, and several processes may
+        write to one path.
+
+        :param path: path to the file where the rl agent should be saved, or an open file
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway; ``"critic_memory"`` for the
+            windows that ``critic_steps`` draw from, which may be large
         """
-        distribution: Any = self.policy.get_distribution(observations)
-        return distribution.distribution.mean, distribution.distribution.stddev
+        include = set(include or ())
+        zipped = io.BytesIO()
+        super().save(zipped, exclude, include - {"critic_memory"})
+        state = {} if self.actor is None else self._learner_state("critic_memory" in include)
+        content = add_learner(zipped.getvalue(), state)
+        if not isinstance(path, (str, Path)):
+            path.write(content)
+            return
+        with replacing(Path(path) if Path(path).suffix else Path(f"{path}.zip")) as file:
+            file.write(content)
 
-    def _flat(self, window: np.ndarray) -> th.Tensor:
-        return th.as_tensor(window, device=self.device).reshape(-1, *window.shape[2:])
+    @classmethod
+    def load(
+        cls: type[SelfGradientPPO],
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfGradientPPO:
+        """
+        As SB3's; PPO's files can be loaded as well. What the algorithm has learned of its problem beside the policy (α, the
+        adaptive rates, the optimizers' moments, the target critic) is loaded with it, as far as ``kwargs`` leave it a place.
 
-    def _value_gradients(self, buffer: GradientRolloutBuffer) -> th.Tensor:
-        """:return: ∇V at every next observation of the window, (n_steps, n_envs, k)"""
-        observations = self._flat(buffer.next_observations).clone().requires_grad_()
-        with th.enable_grad():
-            critic = self.policy if self.target_critic is None else self.target_critic
-            (gradient,) = th.autograd.grad(critic.predict_values(observations).sum(), observations)
-        return gradient.reshape(*buffer.next_observations.shape[:2], -1)
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on
+        :param device: Device on which the code should run.
+        :param custom_objects: Dictionary of objects to replace upon loading
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training
+        :param kwargs: extra arguments to change the model when loading
+        :return: new model instance with loaded parameters
+        """
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        state = read_learner(path, model.device)
+        if state and model._wants_gradients() and model._unsupported() is None:
+            model._setup_learner()
+            model._load_learner_state(state)
+        return model

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_obs_shape
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_gippo.rollout.step_gradient import GradientChannelError, StepGradient
 
@@ -29,7 +31,8 @@ class GradientRolloutBuffer(RolloutBuffer):
     :class:`RolloutBuffer` of SB3, with the noise of the actions (``actions`` = μ + σ · ``noise``, before clip or
     squash), the environment's step gradients, and after the rollout ``action_gradients``.
 
-    Without gradients it is a plain ``RolloutBuffer``. Arrays have the shape (n_steps, n_envs, ...).
+    Without gradients it is a plain ``RolloutBuffer``, in memory as well: the arrays below, of shape (n_steps, n_envs, ...),
+    are empty until a window's first gradient.
     """
 
     noise: np.ndarray
@@ -41,32 +44,44 @@ class GradientRolloutBuffer(RolloutBuffer):
     """as the policy sees them; the terminal one where an episode ended"""
     bootstrap: np.ndarray
     """whether the value of the next observation counts: not after a termination"""
-    continues: np.ndarray
-    """whether the next step of the window belongs to the same episode"""
+    ended: np.ndarray
+    """whether the episode ended with this step"""
     action_scale: np.ndarray
     observation_scale: np.ndarray
     reward_scale: np.ndarray
+    minibatch: np.ndarray
+    """the rows of the flattened window that :meth:`get` handed out last"""
 
     def reset(self) -> None:
         super().reset()
-        window = (self.buffer_size, self.n_envs)
-        obs_dim = int(np.prod(get_obs_shape(self.observation_space)))  # type: ignore[arg-type]
         self.step_gradients = []
-        self.noise = np.zeros((*window, self.action_dim), dtype=self.action_space.dtype)
-        self.action_gradients = np.zeros((*window, self.action_dim), dtype=self.action_space.dtype)
-        self.next_observations = np.zeros_like(self.observations)
+        self._allocate(0)
+
+    def _allocate(self, n_steps: int) -> None:
+        window = (n_steps, self.n_envs)
+        obs_dim = int(np.prod(get_obs_shape(self.observation_space)))  # type: ignore[arg-type]
+        self.noise = np.zeros((*window, self.action_dim), dtype=np.float32)
+        self.action_gradients = np.zeros((*window, self.action_dim), dtype=np.float32)
+        self.next_observations = np.zeros_like(self.observations[:n_steps])
         self.bootstrap = np.zeros(window, dtype=bool)
-        self.continues = np.zeros(window, dtype=bool)
+        self.ended = np.zeros(window, dtype=bool)
         self.action_scale = np.zeros((*window, self.action_dim))
         self.observation_scale = np.zeros((*window, obs_dim))
         self.reward_scale = np.zeros(window)
+
+    @property
+    def continues(self) -> np.ndarray:
+        """:return: (n_steps, n_envs), whether the next step of the window belongs to the same episode"""
+        continues = ~self.ended
+        continues[-1:] = False
+        return continues
 
     def add_step_gradient(
         self,
         step_gradient: StepGradient,
         next_observations: np.ndarray,
         bootstrap: np.ndarray,
-        continues: np.ndarray,
+        ended: np.ndarray,
         action_scale: np.ndarray,
         observation_scale: np.ndarray,
         reward_scale: np.ndarray,
@@ -77,7 +92,9 @@ class GradientRolloutBuffer(RolloutBuffer):
         :raises GradientChannelError: if the state is of another size than in the step before
         """
         step = self.pos
-        if step > 0 and step_gradient.state_size != self.step_gradients[-1].state_size:
+        if step == 0:
+            self._allocate(self.buffer_size)
+        elif step_gradient.state_size != self.step_gradients[-1].state_size:
             raise GradientChannelError(
                 f"The state behind the gradients changed its size from {self.step_gradients[-1].state_size} to "
                 f"{step_gradient.state_size} in step {step} of the window: it must keep its size, over environments and over "
@@ -86,7 +103,7 @@ class GradientRolloutBuffer(RolloutBuffer):
         self.step_gradients.append(step_gradient)
         self.next_observations[step] = next_observations
         self.bootstrap[step] = bootstrap
-        self.continues[step] = continues if step < self.buffer_size - 1 else False
+        self.ended[step] = ended
         self.action_scale[step] = action_scale
         self.observation_scale[step] = observation_scale
         self.reward_scale[step] = reward_scale
@@ -97,3 +114,7 @@ class GradientRolloutBuffer(RolloutBuffer):
         names = ("observations", "actions", "noise", "action_gradients", "advantages", "returns")
         batch = GradientBatch(*(self.to_torch(self.swap_and_flatten(getattr(self, name))) for name in names))
         return replace(batch, advantages=batch.advantages.flatten(), returns=batch.returns.flatten())
+
+    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> RolloutBufferSamples:
+        self.minibatch = batch_inds
+        return super()._get_samples(batch_inds, env)

@@ -20,7 +20,8 @@ def action_derivative(policy: ActorCriticPolicy, actions: np.ndarray) -> np.ndar
     assert isinstance(space, spaces.Box)
     low, high = space.low.reshape(1, -1), space.high.reshape(1, -1)
     if policy.squash_output:
-        return 0.5 * (high - low) * (1 - np.tanh(actions) ** 2)
+        # 1 - tanh² has lost its digits where tanh is near 1; the clip keeps cosh² below overflow.
+        return 0.5 * (high - low) / np.cosh(np.clip(actions, -350.0, 350.0, dtype=np.float64)) ** 2
     return ((actions >= low) & (actions <= high)).astype(actions.dtype)
 
 

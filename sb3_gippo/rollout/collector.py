@@ -1,4 +1,4 @@
-"""The tap: a callback in front of the user's that catches each step's gradient while SB3's loop runs."""
+"""The collector: a callback in front of the user's that catches each step's gradient while SB3's loop runs, and checks it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 from sb3_gippo.rollout.buffer import GradientRolloutBuffer
 from sb3_gippo.rollout.chain_rule import action_derivative, observation_derivative, reward_derivative
-from sb3_gippo.rollout.step_gradient import DenseStepGradient, GradientChannelError, StepGradient, offered_step_gradient
+from sb3_gippo.rollout.step_gradient import (
+    DenseStepGradient,
+    GradientChannelError,
+    StepGradient,
+    offered_step_gradient,
+    states_of,
+)
+
+ROUNDINGS = 4.0
+"""by how many roundings of its row's largest number a value may differ from another that ought to be the same"""
 
 
 class GradientCollector(BaseCallback):
@@ -37,19 +46,11 @@ class GradientCollector(BaseCallback):
     def _on_step(self) -> bool:
         env: VecEnv = self.locals["env"]
         infos: list[dict[str, Any]] = self.locals["infos"]
-        n_envs, buffer = env.num_envs, self.rollout_buffer
-        normalize = unwrap_vec_normalize(env)
-        dones, rewards = self.locals["dones"], self.locals["rewards"]
-        observations = self.locals["new_obs"].copy()
-        bootstrap = ~dones
-        for index in np.flatnonzero(dones):
-            observations[index] = infos[index]["terminal_observation"]
-            bootstrap[index] = infos[index].get("TimeLimit.truncated", False)
-        check_finite(rewards, self.locals["new_obs"], observations, bootstrap, normalize)
         step_gradient = offered_step_gradient(env)
         offered = step_gradient is not None or any("grad" in info for info in infos)
         if self.has_channel is None:
             self.has_channel = offered
+        # Without a channel the rollout is PPO's, of environments and wrappers that may be anything: nothing else is looked at.
         if not self.has_channel:
             if offered:
                 raise GradientChannelError(
@@ -57,15 +58,36 @@ class GradientCollector(BaseCallback):
                     "must offer the gradient channel in every step, or none (then GIPPO is PPO)."
                 )
             return True
+        n_envs, buffer = env.num_envs, self.rollout_buffer
+        normalize = unwrap_vec_normalize(env)
+        if normalize is not None and not isinstance(normalize.observation_space, type(self.policy.observation_space)):
+            raise GradientChannelError(
+                f"VecNormalize normalises {type(normalize.observation_space).__name__} observations before a wrapper takes "
+                "them apart: gradients cannot follow. Put VecNormalize around that wrapper."
+            )
+        dones, rewards = self.locals["dones"], self.locals["rewards"]
+        observations = self.locals["new_obs"].copy()
+        bootstrap = ~dones
+        for index in np.flatnonzero(dones):
+            if "terminal_observation" not in infos[index]:
+                raise GradientChannelError(
+                    f'The VecEnv ended the episode of environment {index} without infos[{index}]["terminal_observation"], the '
+                    "observation before the reset, which the gradient belongs to."
+                )
+            observations[index] = infos[index]["terminal_observation"]
+            bootstrap[index] = infos[index].get("TimeLimit.truncated", False)
+        check_finite(rewards, self.locals["new_obs"], observations, bootstrap, normalize)
         seen = observations.reshape(n_envs, -1)
         if step_gradient is None:
             step_gradient = DenseStepGradient.from_infos(infos, buffer.action_dim, seen.shape[1])
         check_integrity(step_gradient, self.locals["clipped_actions"].reshape(n_envs, -1), seen, rewards, normalize)
+        if buffer.pos > 0:
+            check_continuity(buffer.step_gradients[-1], step_gradient, ~buffer.ended[buffer.pos - 1])
         buffer.add_step_gradient(
             step_gradient,
             observations,
             bootstrap,
-            ~dones,
+            dones,
             action_derivative(self.policy, self.locals["actions"].reshape(n_envs, -1)),
             observation_derivative(normalize, seen),
             reward_derivative(normalize, rewards),
@@ -84,6 +106,35 @@ REMEDIES = {
 """by what was changed: wrappers that do so, and what GIPPO can follow"""
 
 
+def rounding(*arrays: np.ndarray) -> np.ndarray:
+    """
+    How far numbers that ought to be the same may be apart: by the rounding of the coarsest type they passed through (float32
+    at least, in which VecEnvs keep rewards), by the size of the row, nothing more.
+
+    :param arrays: (n_envs, ...) each
+    :return: (n_envs, 1)
+    """
+    types = [np.finfo(array.dtype) for array in arrays if array.dtype.kind == "f"]
+    eps = max([float(np.finfo(np.float32).eps), *(float(kind.eps) for kind in types)])
+    rows = [np.abs(array.reshape(len(array), -1).astype(np.float64)) for array in arrays]
+    largest = np.max([np.max(row, axis=1, initial=0.0, where=np.isfinite(row)) for row in rows], axis=0)
+    # What float32 has no digits for is 0 to it.
+    return ROUNDINGS * eps * largest[:, None] + float(np.finfo(np.float32).tiny)
+
+
+def _first_difference(one: np.ndarray, other: np.ndarray, tolerance: np.ndarray, rows: np.ndarray) -> int | None:
+    """:return: the first of the ``rows`` (n_envs,) in which two arrays (n_envs, ...) differ by more than ``tolerance``"""
+    if np.array_equal(one, other):
+        return None
+    if one.shape != other.shape:
+        return 0
+    one, other = (np.reshape(array, (len(array), -1)).astype(np.float64) for array in (one, other))
+    with np.errstate(invalid="ignore"):  # infinite in both is the same
+        close = (np.abs(one - other) <= tolerance) | (one == other) | (np.isnan(one) & np.isnan(other))
+    broken = rows & ~close.all(axis=1)
+    return int(np.argmax(broken)) if broken.any() else None
+
+
 def check_integrity(
     step_gradient: StepGradient,
     actions: np.ndarray,
@@ -99,36 +150,67 @@ def check_integrity(
     :param observations: (n_envs, k), seen by the policy
     :param rewards: (n_envs,), seen by the algorithm
     :param normalize: the stack's VecNormalize, whose effect is known
-    :raises GradientChannelError: at the first difference beyond rounding to float32
+    :raises GradientChannelError: at the first difference beyond :func:`rounding`
     """
-    expected_obs, expected_rewards, rounding = step_gradient.observation, step_gradient.reward, 0.0
-    if normalize is not None and expected_obs.shape == observations.shape:
-        space = normalize.observation_space
-        expected_obs = expected_obs.reshape(-1, *space.shape).astype(space.dtype)  # type: ignore[misc]
-        expected_obs = normalize.normalize_obs(expected_obs).reshape(observations.shape)  # type: ignore[union-attr]
-        expected_rewards = normalize.normalize_reward(expected_rewards)
-        # The mean that is taken off may be much larger than what is left.
-        rounding = 1e-5
+    obs, reward = step_gradient.observation, step_gradient.reward
+    expected_obs, expected_rewards = obs, reward
+    obs_slack: np.ndarray | float = 0.0
+    reward_slack: np.ndarray | float = 0.0
+    if normalize is not None and obs.shape == observations.shape:
+        space: Any = normalize.observation_space
+        expected_obs = normalize.normalize_obs(obs.reshape(-1, *space.shape).astype(space.dtype))  # type: ignore[assignment]
+        expected_obs = expected_obs.reshape(observations.shape)
+        expected_rewards = normalize.normalize_reward(reward)
+        # The raw numbers are rounded before VecNormalize shifts and scales them: by the mean's digits as well.
+        if normalize.norm_obs:
+            mean = np.broadcast_to(normalize.obs_rms.mean.ravel(), obs.shape)  # type: ignore[attr-defined]
+            deviation = np.sqrt(normalize.obs_rms.var.ravel() + normalize.epsilon)  # type: ignore[attr-defined]
+            obs_slack = rounding(obs, mean) / deviation
+        if normalize.norm_reward:
+            reward_slack = rounding(reward) / np.sqrt(normalize.ret_rms.var + normalize.epsilon)
     pairs = (
         ("action", step_gradient.action, actions, "sent to it", 0.0),
-        ("obs", expected_obs, observations, "seen by the policy", rounding),
-        ("reward", expected_rewards, rewards, "seen by the algorithm", 0.0),
+        ("obs", expected_obs, observations, "seen by the policy", obs_slack),
+        ("reward", expected_rewards, rewards, "seen by the algorithm", reward_slack),
     )
-    for name, taken_at, real, where, atol in pairs:
+    everywhere = np.ones(len(rewards), dtype=bool)
+    for name, taken_at, real, where, slack in pairs:
         if np.array_equal(taken_at, real):
             continue
-        if taken_at.shape == real.shape:
-            close = np.isclose(taken_at, real, rtol=1e-4, atol=atol, equal_nan=True)
-            if close.all():
-                continue
-            index = int(np.argwhere(~close)[0][0])
-        else:
-            index = 0
+        tolerance = slack + (rounding(taken_at, real) if taken_at.shape == real.shape else 0.0)
+        index = _first_difference(taken_at, real, tolerance, everywhere)  # type: ignore[arg-type]
+        if index is None:
+            continue
         wrappers, remedy = REMEDIES[name]
         raise GradientChannelError(
             f"The gradient of environment {index} was taken at another {name} ({_short(taken_at[index])}) than the one "
             f"{where} ({_short(real[index])}). A wrapper that changes it in between (such as {wrappers}) cannot be followed: "
             f"{remedy}, or move the change into the environment. If no wrapper does, the environment gives a wrong {name}."
+        )
+
+
+def check_continuity(before: StepGradient, after: StepGradient, goes_on: np.ndarray) -> None:
+    """
+    Check that each step began in the state in which the one before ended.
+
+    :param before: the gradient of a step
+    :param after: that of the next
+    :param goes_on: (n_envs,) bools, where the episode went on in between
+    :raises GradientChannelError: at the first state that is another
+    """
+    ends, begins = states_of(before), states_of(after)
+    if ends is None or begins is None or not goes_on.any() or ends[1].shape != begins[0].shape:
+        return
+    left, found = ends[1], begins[0]
+    if np.array_equal(left, found):
+        return
+    index = _first_difference(left, found, rounding(left, found), goes_on)
+    if index is not None:
+        raise GradientChannelError(
+            f"The gradient of environment {index} was taken from another state ({_short(found[index])}) than the one in which "
+            f"the step before ended ({_short(left[index])}): something makes steps in between or changes the state (a wrapper "
+            "that repeats or skips steps, or resets a part). Move it into the environment, which then hands over the "
+            "derivatives of all that happens from one call of step() to the next."
         )
 
 

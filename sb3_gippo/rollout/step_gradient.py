@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +21,8 @@ class StepGradient(Protocol):
     The derivative of ``(x, a) -> (x', o', r)`` at one transition of every environment, with the values it was taken at.
 
     ``action`` (n_envs, m), ``observation`` (n_envs, k) and ``reward`` (n_envs,) are the integrity check: they must be what
-    the algorithm sent and what came back.
+    the algorithm sent and what came back. ``state`` and ``next_state`` (n_envs, n), before and after the step, may be left
+    out; with them, steps that do not follow one another are noticed.
     """
 
     @property
@@ -41,7 +43,7 @@ class StepGradient(Protocol):
         :param next_obs_bar: (n_envs, k), of the observation of the next state
         :param reward_bar: (n_envs,), of the reward
         :return: cotangents of the state (n_envs, n) and of the action the environment received (n_envs, m), in the type
-            of ``next_obs_bar``
+            and on the device of ``next_obs_bar``
         """
 
 
@@ -52,10 +54,18 @@ def offered_step_gradient(env: VecEnv) -> StepGradient | None:
     """
     layer = env
     while True:
-        found: StepGradient | None = vars(layer).get("step_gradient")
+        # Not by getattr alone: a wrapper hands on the attributes of what it wraps, as they are.
+        own = inspect.getattr_static(layer, "step_gradient", None)
+        found: StepGradient | None = None if own is None else getattr(layer, "step_gradient")  # noqa: B009
         if found is not None or not isinstance(layer, VecEnvWrapper):
             return found
         layer = layer.venv
+
+
+def states_of(step_gradient: StepGradient) -> tuple[np.ndarray, np.ndarray] | None:
+    """:return: the states before and after the step, (n_envs, n) each; ``None`` where they are not told"""
+    before, after = (getattr(step_gradient, name, None) for name in STATES)
+    return None if before is None or after is None else (before, after)
 
 
 KEYS = ("state_state", "state_action", "obs_state", "obs_action", "reward_state", "reward_action")
@@ -74,6 +84,8 @@ class DenseStepGradient:
     :param action: (n_envs, m)
     :param observation: (n_envs, k)
     :param reward: (n_envs,)
+    :param state: (n_envs, n), or ``None`` where it was not told
+    :param next_state: the same
     """
 
     blocks: dict[str, th.Tensor]
@@ -81,6 +93,8 @@ class DenseStepGradient:
     action: np.ndarray
     observation: np.ndarray
     reward: np.ndarray
+    state: np.ndarray | None = None
+    next_state: np.ndarray | None = None
 
     @classmethod
     def from_infos(cls, infos: Sequence[dict[str, Any]], action_dim: int, observation_dim: int) -> DenseStepGradient:
@@ -114,12 +128,14 @@ class DenseStepGradient:
             for key, shape in shapes.items()
             if any(key in grad for grad in grads)
         }
+        told = all(key in grad for grad in grads for key in STATES)
         return cls(
             blocks,
             size,
             _stack(grads, "action", (action_dim,), required=True),
             _stack(grads, "obs", (observation_dim,), required=True),
             _stack(grads, "reward", (), required=True),
+            *(_stack(grads, key, (size,)) if told else None for key in STATES),
         )
 
     def vjp(
@@ -133,7 +149,7 @@ class DenseStepGradient:
             for of, bar in bars.items():
                 block = self.blocks.get(f"{of}_{wrt}")
                 if block is not None and bar is not None:
-                    block = block.to(bar.dtype)
+                    block = block.to(bar)
                     # A reward's derivative is a vector; the others are matrices.
                     total = total + (bar * block if of == "reward" else th.einsum("eij,ei->ej", block, bar))
             pulled[wrt] = total
@@ -150,6 +166,8 @@ class GraphStepGradient:
     :param action: (n_envs, m)
     :param observation: (n_envs, k)
     :param reward: (n_envs,)
+    :param state: (n_envs, n)
+    :param next_state: (n_envs, n), before any reset
     """
 
     inputs: tuple[th.Tensor, th.Tensor]
@@ -157,6 +175,8 @@ class GraphStepGradient:
     action: np.ndarray
     observation: np.ndarray
     reward: np.ndarray
+    state: np.ndarray | None = None
+    next_state: np.ndarray | None = None
 
     @property
     def state_size(self) -> int:
@@ -167,10 +187,8 @@ class GraphStepGradient:
         """:param transition: a :class:`gippo_envs.Transition` made with gradients on"""
         inputs = (transition.state, transition.action)
         outputs = (transition.next_state, transition.observation, transition.reward)
-        action, observation, reward = (
-            tensor.detach().numpy() for tensor in (transition.action, transition.observation, transition.reward)
-        )
-        return cls(inputs, outputs, action, observation, reward)
+        names = ("action", "observation", "reward", *STATES)
+        return cls(inputs, outputs, *(getattr(transition, name).detach().cpu().numpy() for name in names))
 
     def vjp(
         self, next_state_bar: th.Tensor | None, next_obs_bar: th.Tensor, reward_bar: th.Tensor
@@ -179,13 +197,13 @@ class GraphStepGradient:
         for output, bar in zip(self.outputs, (next_state_bar, next_obs_bar, reward_bar)):
             if bar is not None and output.requires_grad:
                 outputs.append(output)
-                bars.append(bar.to(output.dtype))
+                bars.append(bar.to(output))
         if not outputs:
-            return tuple(th.zeros_like(leaf).to(next_obs_bar) for leaf in self.inputs)  # type: ignore[return-value]
+            return tuple(next_obs_bar.new_zeros(leaf.shape) for leaf in self.inputs)  # type: ignore[return-value]
         state_bar, action_bar = th.autograd.grad(
             outputs, self.inputs, bars, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return state_bar.to(next_obs_bar.dtype), action_bar.to(next_obs_bar.dtype)
+        return state_bar.to(next_obs_bar), action_bar.to(next_obs_bar)
 
 
 def _arrays(index: int, grad: Any) -> dict[str, np.ndarray]:
@@ -200,8 +218,8 @@ def _arrays(index: int, grad: Any) -> dict[str, np.ndarray]:
                 f'info["grad"] of environment {index} has an unknown key {key!r}: known are {", ".join(known)}.'
             )
         try:
-            array = np.asarray(grad[key])
-        except ValueError:  # rows of different lengths
+            array = _array(grad[key])
+        except (ValueError, TypeError, RuntimeError, NotImplementedError):  # rows of different lengths, a tensor without data
             array = np.array(None)
         if array.dtype.kind not in "fiu":
             raise GradientChannelError(f'info["grad"][{key!r}] of environment {index} is not an array of numbers.')
@@ -209,11 +227,28 @@ def _arrays(index: int, grad: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _array(value: Any) -> np.ndarray:
+    """A value of the channel as numpy has it: a tensor may have a graph, live on a device, be sparse, or of type bfloat16."""
+    if not isinstance(value, th.Tensor):
+        return np.asarray(value)
+    value = value.detach().to_dense().cpu()
+    return np.asarray(value.float() if value.dtype == th.bfloat16 else value)
+
+
+STATE_AXES = {"state_state": 0, "state_action": 0, "obs_state": 1, "reward_state": 0, "state": 0, "next_state": 0}
+"""which axis of an array of the channel has the state's length"""
+
+
+def state_size(grad: Mapping[str, Any]) -> int:
+    """:return: n, as the first of its arrays that has such an axis says; 0 if none has"""
+    sizes = (np.shape(grad[key])[axis] for key, axis in STATE_AXES.items() if key in grad and np.ndim(grad[key]) > axis)
+    return next(sizes, 0)
+
+
 def _state_size(grads: Sequence[dict[str, np.ndarray]]) -> int:
-    axes = {"state_state": 0, "state_action": 0, "obs_state": 1, "reward_state": 0}
     found: dict[int, str] = {}
     for index, grad in enumerate(grads):
-        for key, axis in axes.items():
+        for key, axis in STATE_AXES.items():
             if key in grad and grad[key].ndim > axis:
                 found.setdefault(grad[key].shape[axis], f"{key!r} of environment {index}")
     if len(found) > 1:

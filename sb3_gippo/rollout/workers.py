@@ -1,10 +1,30 @@
-"""What to do when the process of an environment dies."""
+"""What to do when the processes of environments die, or are left with answers that nobody took."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from stable_baselines3.common.vec_env import VecEnv
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
+
+@contextmanager
+def dead_workers_named(env: VecEnv | None) -> Iterator[None]:
+    """
+    Within this context a pipe that breaks because the process of an environment is gone ends in a sentence.
+
+    :param env: whose processes may die
+    :raises RuntimeError: naming the environment
+    """
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        death = None if env is None else close_if_worker_died(env)
+        if death is None:
+            raise
+        raise RuntimeError(death) from error
 
 
 def close_if_worker_died(env: VecEnv) -> str | None:
@@ -29,6 +49,32 @@ def close_if_worker_died(env: VecEnv) -> str | None:
     base.closed = True
     index, code = next(iter(dead.items()))
     return (
-        f"The process of environment {index} died with exit code {code} (its own error, if it had one, stands above). The "
-        "others were closed; the policy is as its last update left it: save it, or go on with new environments by `set_env`."
+        f"The process of environment {index} has ended (exit code {code}; its own error, if it had one, stands above; Ctrl-C "
+        "ends all of them). The others were closed; the policy is as its last update left it: save it, or go on with new "
+        "environments by `set_env`."
     )
+
+
+def settle(env: VecEnv) -> None:
+    """
+    Take the answers that are still in the pipes of a ``SubprocVecEnv`` after an interrupt: the next command would take them
+    for its own. Waits for the environments that are still at work; processes that are gone are left alone.
+
+    :param env: a stack of VecEnvs
+    """
+    base = env.unwrapped
+    if not isinstance(base, SubprocVecEnv) or base.closed:
+        return
+    for remote in base.remotes:
+        try:
+            # Commands are answered in turn: what comes before the answer to this one is old.
+            remote.send(("get_spaces", None))
+            while not _are_spaces(remote.recv()):
+                pass
+        except (EOFError, ConnectionError):
+            continue
+    base.waiting = False
+
+
+def _are_spaces(answer: Any) -> bool:
+    return isinstance(answer, tuple) and len(answer) == 2 and all(isinstance(part, spaces.Space) for part in answer)

@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
+from sb3_gippo.common.optimizers import adam, trainable
 from sb3_gippo.on_policy.gradient_ppo import GradientPPO
 from sb3_gippo.rollout.buffer import GradientRolloutBuffer
 
@@ -32,11 +33,10 @@ class RP(GradientPPO):
     :param action_gradient_lambda: λ of the return whose gradient is used
     :param max_action_grad_norm: Longer rows of the action gradient are scaled down to this norm; ``None`` for no limit
     :param critic_steps: Minibatch steps that fit the critic after each update
-    :param critic_windows: How many of the last windows those steps draw from
-    :param critic_batch_size: Rows of their minibatches
-    :param critic_learning_rate: Their learning rate; it decays as ``learning_rate`` does
-    :param target_critic_tau: The gradient takes its values from a copy of the critic that follows it by this share after every
-        update; ``None`` for the critic itself
+    :param critic_kwargs: Settings of these steps that differ from their defaults, see
+        :class:`~sb3_gippo.on_policy.critic.CriticSettings`
+    :param target_critic_tau: Returns and their gradients take their values from a copy of the critic that follows it by this
+        share after every update; ``None`` for the critic itself
     :param stats_window_size: Window size for the rollout logging
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -58,9 +58,7 @@ class RP(GradientPPO):
         action_gradient_lambda: float = 1.0,
         max_action_grad_norm: float | None = None,
         critic_steps: int = 64,
-        critic_windows: int = 1,
-        critic_batch_size: int = 512,
-        critic_learning_rate: float = 1e-3,
+        critic_kwargs: dict[str, Any] | None = None,
         target_critic_tau: float | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -91,40 +89,60 @@ class RP(GradientPPO):
         self.action_gradient_lambda = action_gradient_lambda
         self.max_action_grad_norm = max_action_grad_norm
         self.critic_steps = critic_steps
-        self.critic_windows = critic_windows
-        self.critic_batch_size = critic_batch_size
-        self.critic_learning_rate = critic_learning_rate
+        self.critic_kwargs = critic_kwargs
         self.target_critic_tau = target_critic_tau
+        self.actor_optimizer: th.optim.Optimizer | None = None
+        """none before the first gradients"""
         if _init_setup_model:
             self._setup_model()
 
     def _wants_gradients(self) -> bool:
         return True
 
-    def _setup_optimizers(self) -> None:
-        super()._setup_optimizers()
-        actor = [*self._actor.mean, *self._actor.std]
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.actor_optimizer = None
+
+    def _setup_learner(self) -> None:
+        super()._setup_learner()
+        assert self.actor is not None
         # The paper's moments, for every optimizer that is not PPO's.
-        self.policy.optimizer = th.optim.Adam(actor, lr=self.lr_schedule(1.0), betas=(0.7, 0.95))
+        self.actor_optimizer = adam([*self.actor.mean, *self.actor.std], betas=(0.7, 0.95))
+
+    def _learner_state(self, with_memory: bool) -> dict[str, Any]:
+        optimizer = None if self.actor_optimizer is None else self.actor_optimizer.state_dict()
+        return {**super()._learner_state(with_memory), "actor_optimizer": optimizer}
+
+    def _load_learner_state(self, state: dict[str, Any]) -> None:
+        super()._load_learner_state(state)
+        if self.actor_optimizer is not None and state.get("actor_optimizer") is not None:
+            self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "actor_optimizer"]
 
     def _warn_plain_ppo(self, reason: str) -> None:
         raise ValueError(f"RP learns from the gradients of its environments only, and here there are none: {reason}.")
 
     def train(self) -> None:
         """One step of the actor along the mean over samples of g·(μ + σ ε), then the critic's fit."""
+        assert isinstance(self.rollout_buffer, GradientRolloutBuffer) and self.actor is not None
         self._log_gradients()
-        self._update_learning_rate(self.policy.optimizer)
-        if self._has_gradients:
-            assert isinstance(self.rollout_buffer, GradientRolloutBuffer)
-            batch = self.rollout_buffer.gradient_batch()
+        batch = self.rollout_buffer.gradient_batch()
+        parameters = [*self.actor.mean, *self.actor.std]
+        optimizer = self.actor_optimizer
+        if self._has_gradients and optimizer is not None and trainable(parameters):
+            self._update_learning_rate(optimizer)
             self.policy.set_training_mode(True)
-            mean, std = self.gaussian(batch.observations)
+            mean, std = self.actor.gaussian(batch.observations)
             loss = -(batch.action_gradients * (mean + std * batch.noise)).sum(1).mean()
-            self.policy.optimizer.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-            self.policy.optimizer.step()
-            self._critic_fit(batch)
+            norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            if norm.isfinite():
+                optimizer.step()
+            self.actor.keep_std_in_bounds()
+        self._fit_critic(batch)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 

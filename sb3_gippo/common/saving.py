@@ -1,0 +1,87 @@
+"""Files of models: replaced only by whole ones, small, and with what SB3's format has no place for."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import torch as th
+from stable_baselines3.common.save_util import open_path
+
+LEARNER = "learner.pt"
+"""the file in the zip that holds what these algorithms keep beside PPO's; SB3 reads the files that end in .pth"""
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """
+    Write a file of which others see either the old or the new one, whole, however many write it. A symbolic link stays one:
+    the file it points to is replaced. What processes that were killed left behind is removed.
+
+    :param target: the file, in a folder that is made if need be
+    """
+    target = target.resolve() if target.is_symlink() else target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        if not _is_alive(left.name.split(".")[-3]):
+            left.unlink(missing_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.{uuid4().hex[:8]}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+        os.replace(part, target)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _is_alive(process: str) -> bool:
+    if os.name != "posix":  # elsewhere a signal 0 is not a question
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, OverflowError):  # somebody else's process, or no process's file
+        return True
+    return True
+
+
+def add_learner(zipped: bytes, learner: dict[str, Any]) -> bytes:
+    """
+    :param zipped: a zip of SB3's
+    :param learner: what is added as :data:`LEARNER`
+    :return: the zip with it, compressed
+    """
+    result, added = io.BytesIO(), io.BytesIO()
+    th.save(learner, added)
+    with zipfile.ZipFile(io.BytesIO(zipped)) as old, zipfile.ZipFile(result, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        new.writestr(LEARNER, added.getvalue())
+    return result.getvalue()
+
+
+def read_learner(path: Any, device: th.device) -> dict[str, Any] | None:
+    """
+    :param path: what SB3's ``load`` takes: a path, with or without .zip, or an open file
+    :param device: of the tensors
+    :return: what :func:`add_learner` added; ``None`` in a zip without it
+    """
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if LEARNER not in archive.namelist():
+                return None
+            learner: dict[str, Any] = th.load(io.BytesIO(archive.read(LEARNER)), map_location=device, weights_only=True)
+            return learner
+    finally:
+        if isinstance(path, (str, Path)):
+            file.close()

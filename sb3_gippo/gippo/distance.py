@@ -1,0 +1,58 @@
+"""How far a PPO step goes, measured from where it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+
+from sb3_gippo.rollout.buffer import GradientRolloutBuffer
+
+if TYPE_CHECKING:
+    from stable_baselines3 import PPO
+
+
+@contextmanager
+def distance_from(model: PPO, start: th.Tensor) -> Iterator[None]:
+    """
+    Within this context ``PPO.train`` obeys ``target_kl``, and logs ``train/approx_kl`` and ``train/clip_fraction``, by ratios
+    to the policy the step starts from. Its loss keeps the ratios to the virtual policy π_h, from which the α-policy is far by
+    design: measured by those, the step would end before it begins.
+
+    :param model: with a :class:`~sb3_gippo.rollout.buffer.GradientRolloutBuffer`
+    :param start: log-probabilities of the window's actions (n,) when the step starts, in the order of ``gradient_batch``
+    """
+    policy, buffer, target_kl = model.policy, model.rollout_buffer, model.target_kl
+    assert isinstance(buffer, GradientRolloutBuffer)
+    clip_range: Any = model.clip_range
+    clip = clip_range(model._current_progress_remaining)
+    evaluate = policy.evaluate_actions
+    kls: list[float] = []
+    clipped: list[float] = []
+
+    def measured(*args: Any) -> Any:
+        values, log_prob, entropy = evaluate(*args)
+        with th.no_grad():
+            rows = th.as_tensor(buffer.minibatch, device=start.device)
+            log_ratio = log_prob - start[rows]
+            change = th.expm1(log_ratio)
+            kls.append((change - log_ratio).mean().item())
+            clipped.append((change.abs() > clip).float().mean().item())
+        if target_kl is not None:
+            # PPO compares its own number, which is not negative, with this bound: passed always, or never.
+            model.target_kl = float("inf") if kls[-1] <= 1.5 * target_kl else -1.0
+        return values, log_prob, entropy
+
+    policy.evaluate_actions = measured  # type: ignore[assignment, method-assign]
+    try:
+        yield
+        per_epoch = -(-len(start) // model.batch_size)
+        last_epoch = kls[(len(kls) - 1) // per_epoch * per_epoch :]
+        model.logger.record("train/approx_kl", np.mean(last_epoch))
+        model.logger.record("train/clip_fraction", np.mean(clipped))
+    finally:
+        del policy.evaluate_actions
+        model.target_kl = target_kl
