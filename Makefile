@@ -4,6 +4,8 @@ VENV := .venv
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 # SubprocVecEnv tests and training are fastest with one torch thread per process.
 JOBS ?= 2
+# PyPI's torch for Linux is a CUDA build of several GB; TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch's for the CPU.
+TORCH_INDEX ?=
 
 .PHONY: setup train test lint type format commit-checks
 
@@ -12,7 +14,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev,plots]"
 	touch $@
 

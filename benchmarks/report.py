@@ -60,8 +60,8 @@ INTRODUCTION = """# Results
 
 Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `benchmarks/run.py` writes, with the
 settings in `hyperparams/`. *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of
-the stochastic policy during training. *Deterministic* is the mean return of 256 episodes (MuJoCo: at least 32) of the final
-policy's means.
+the stochastic policy during training; σ is the sample standard deviation over seeds. *Deterministic* is the mean return of
+256 episodes (MuJoCo: at least 32) of the final policy's means.
 Tables of what is *changed* compare with GI-PPO as it is on the same seeds (in-phase PPO and RP with themselves).
 Seconds are wall-clock on two shared CPU cores, one torch thread a run. {versions}.
 """
@@ -89,6 +89,11 @@ def short(value: float, digits: int = 3) -> str:
     """:return: the number with so many digits that count, thousands written out"""
     text = f"{value:.{digits}g}"
     return f"{float(text):.0f}" if "e+" in text else text
+
+
+def spread(values: np.ndarray) -> str:
+    """:return: the sample standard deviation over runs (n,); a dash for a single run, which has none"""
+    return short(values.std(ddof=1), 2) if len(values) > 1 else "–"
 
 
 def column(members: list[dict[str, str]], key: str) -> np.ndarray:
@@ -127,7 +132,7 @@ def table(env_id: str, runs: Runs) -> list[str]:
             at = max(passes(row, reference[0]) for row in members)
             passed = f"{at / 1000:.0f} k (slowest)" if np.isfinite(at) else "not by all"
         lines.append(
-            f"| {NAMES[algo]} | {len(best)} | {short(best.mean())} | {short(best.std(), 2)} | {iqm} "
+            f"| {NAMES[algo]} | {len(best)} | {short(best.mean())} | {spread(best)} | {iqm} "
             f"| {short(evaluation.mean())} | {passed} | {seconds.mean():.0f} |"
         )
     changed = [algo for algo in there if algo not in ALGORITHMS]
@@ -142,7 +147,7 @@ def table(env_id: str, runs: Runs) -> list[str]:
         same = column([row for row in runs[env_id, base] if row["seed"] in {member["seed"] for member in members}], "best")
         gap = short(best.mean() / same.mean() if logarithmic else same.mean() - best.mean())
         lines.append(
-            f"| {NAMES[algo]} | {len(best)} | {short(best.mean())} | {short(best.std(), 2)} | {short(evaluation.mean())} "
+            f"| {NAMES[algo]} | {len(best)} | {short(best.mean())} | {spread(best)} | {short(evaluation.mean())} "
             f"| {gap if len(same) else '–'} |"
         )
     return [*lines, ""]
@@ -194,7 +199,7 @@ def summary(runs: Runs) -> list[str]:
         cells = []
         for algo in ALGORITHMS:
             best = column(runs.get((env_id, algo), []), "best")
-            cells.append(f"{short(best.mean())} ± {short(best.std(), 2)} ({len(best)})" if len(best) else "–")
+            cells.append(f"{short(best.mean())} ± {spread(best)} ({len(best)})" if len(best) else "–")
         reference = f"{PAPER[env_id][0]:g}" if env_id in PAPER else "–"
         steps = int(runs[env_id, "gippo"][0]["steps"]) / 1000
         lines.append(f"| `{env_id}` | {' | '.join(cells)} | {reference} | {steps:.0f} k |")

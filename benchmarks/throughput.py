@@ -76,7 +76,7 @@ def algorithms(
 
         return model
 
-    gippo = {"n_epochs": EPOCHS, "alpha_iterations": ALPHA_ITERATIONS}
+    gippo = {"n_epochs": EPOCHS, "alpha_kwargs": {"n_iterations": ALPHA_ITERATIONS}}
     return {
         "PPO": make(PPO, graph, n_epochs=PPO_EPOCHS),
         "GIPPO graph": make(GIPPO, graph, **gippo),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -9,7 +11,7 @@ from stable_baselines3 import PPO
 
 from sb3_gippo import GIPPO
 from sb3_gippo.cli.experiment import CurveCallback, make_model
-from sb3_gippo.cli.hyperparams import ALGORITHMS, hyperparams_dir, read_hyperparams
+from sb3_gippo.cli.hyperparams import ALGORITHMS, hyperparams_dir, merge, read_entry, read_hyperparams
 from sb3_gippo.common.policies import MlpPolicy
 
 ENTRIES = [
@@ -42,6 +44,57 @@ def test_a_policy_may_be_named_in_full() -> None:
     assert read_hyperparams("ppo", "PaceCarB-v0")["policy"] is MlpPolicy
     model, _ = make_model("ppo", "PaceCarB-v0", seed=0)
     assert type(model.policy) is MlpPolicy and model.policy.layer_norm
+
+
+def written(folder: Path, entry: dict[str, object]) -> Path:
+    """:return: a hyper-parameter file whose default is the entry"""
+    file = folder / "mine.yml"
+    file.write_text(yaml.dump({"default": entry}))
+    return file
+
+
+@pytest.mark.parametrize("name, missing", [("sb3_gippo.gippo.MlpPolcy", "MlpPolcy"), ("sb3_gipo.MlpPolicy", "sb3_gipo")])
+def test_a_policys_wrong_name_ends_in_one_sentence(tmp_path: Path, name: str, missing: str) -> None:
+    with pytest.raises(ValueError, match=f"^'{name}' cannot be imported: .*'{missing}'.$"):
+        read_entry(written(tmp_path, {"policy": name}), "DeJong-v0")
+
+
+def test_lin_is_a_schedule_wherever_it_stands(tmp_path: Path) -> None:
+    nested = {"alpha_kwargs": {"kl": "lin_1e-3", "factor": 2}, "critic_kwargs": {"learning_rate": 3.0}}
+    entry = read_entry(written(tmp_path, {"learning_rate": "lin_0.1", **nested}), "DeJong-v0")
+    assert [schedule(0.5) for schedule in (entry["learning_rate"], entry["alpha_kwargs"]["kl"])] == [0.05, 0.0005]
+    assert (entry["alpha_kwargs"]["factor"], entry["critic_kwargs"]) == (2, {"learning_rate": 3.0})
+
+
+@pytest.mark.parametrize("text", ["1e-3", "lin_", "lin0.1", "cos_0.1", ""])
+def test_text_that_is_no_schedule_is_refused(tmp_path: Path, text: str) -> None:
+    for name, entry in {"learning_rate": {"learning_rate": text}, "alpha_kwargs: kl": {"alpha_kwargs": {"kl": text}}}.items():
+        with pytest.raises(ValueError, match=f"^`{name}` must be a number .* or, to fall from it to 0, .* not '{text}'.$"):
+            read_entry(written(tmp_path, entry), "DeJong-v0")
+
+
+def test_nested_overrides_replace_single_keys() -> None:
+    entry = {"n_steps": 1, "alpha_kwargs": {"kl": 1.0, "factor": 2.0}}
+    assert merge(entry, {"alpha_kwargs": {"kl": 3.0}, "critic_kwargs": {"n_windows": 2}}) == {
+        "n_steps": 1,
+        "alpha_kwargs": {"kl": 3.0, "factor": 2.0},
+        "critic_kwargs": {"n_windows": 2},
+    }
+    assert merge(entry, {"alpha_kwargs": None})["alpha_kwargs"] is None
+    assert entry["alpha_kwargs"] == {"kl": 1.0, "factor": 2.0}
+
+
+def test_another_solver_takes_nothing_of_the_entrys_alpha_kwargs() -> None:
+    entry = {"alpha_kwargs": {"kl": 1.0}}
+    assert merge(entry, {"alpha_solver": "published"})["alpha_kwargs"] is None
+    assert merge(entry, {"alpha_solver": "published", "alpha_kwargs": {"interval": 0.1}})["alpha_kwargs"] == {"interval": 0.1}
+    assert merge(entry, {"alpha_solver": "trust_region"})["alpha_kwargs"] == {"kl": 1.0}
+
+
+def test_overrides_of_a_model_may_be_schedules() -> None:
+    model, _ = make_model("gippo", "DeJong-v0", seed=0, learning_rate="lin_0.1", alpha_kwargs={"kl": "lin_2.0"})
+    assert isinstance(model, GIPPO) and model.learning_rate(0.5) == 0.05  # type: ignore[operator]
+    assert model.alpha_kwargs["kl"](0.25) == 0.5 and model.alpha_kwargs["n_iterations"] == 2
 
 
 def test_overrides_and_constants_replace_the_files() -> None:

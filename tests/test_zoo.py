@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+import gippo_envs
+import sb3_gippo
 from sb3_gippo import GIPPO, TorchVecEnv
 from sb3_gippo.cli.hyperparams import ALGORITHMS, hyperparams_dir
 from sb3_gippo.cli.main import COMMANDS, main
@@ -30,7 +33,8 @@ TRAIN = "train --algo gippo --env DeJong-v0"
 
 def python(folder: Path, *arguments: str) -> str:
     """Run Python in a folder; return what it printed."""
-    environment = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    here = os.pathsep.join(str(Path(package.__file__).parents[1]) for package in (sb3_gippo, gippo_envs))
+    environment = {**os.environ, "PYTHONPATH": here, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     result = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -63,7 +67,7 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which an agent was trained on De Jong's function, and a second one went on from it without learning."""
     folder = tmp_path_factory.mktemp("agents")
     zoo(folder, f"{TRAIN} -n 640 --eval-freq 128 --seed 1 -P -tb tensorboard")
-    nothing = "-params learning_rate:1e-12 alpha_learning_rate:1e-12 alpha_kl:1e-12 std_kl:1e-12"
+    nothing = "-params learning_rate:1e-12 alpha_kwargs:dict(kl=1e-12,std_kl=1e-12,learning_rate=\\'lin_1e-12\\')"
     output = zoo(folder, f"{TRAIN} -n 640 --eval-freq 128 --seed 2 -i logs/gippo/DeJong-v0_1/DeJong-v0.zip {nothing}")
     assert "Loading pretrained agent" in output
     return folder
@@ -99,6 +103,13 @@ def test_training_resumes_from_a_trained_agent(agents: Path) -> None:
     )
 
 
+def test_single_keys_of_nested_hyperparameters_are_replaced(agents: Path) -> None:
+    config = yaml.load((run_folder(agents, 2) / "DeJong-v0" / "config.yml").read_text(), yaml.UnsafeLoader)
+    file = yaml.safe_load((hyperparams_dir() / "gippo.yml").read_text())["DeJong-v0"]
+    given = {"kl": 1e-12, "std_kl": 1e-12, "learning_rate": "lin_1e-12"}
+    assert config["alpha_kwargs"] == {**file["alpha_kwargs"], **given} and len(config["alpha_kwargs"]) > len(given)
+
+
 def test_enjoy_shows_the_trained_agents_return(agents: Path) -> None:
     output = zoo(agents, "enjoy --algo gippo --env DeJong-v0 -f logs --exp-id 1 --no-render -n 20")
     action, _ = load(agents, 1).predict(np.zeros((1, 1), np.float32), deterministic=True)
@@ -112,6 +123,34 @@ def test_benchmark_writes_its_table_from_any_directory(agents: Path, tmp_path: P
     assert "300 Episodes" in output
     table = (tmp_path / "benchmark.md").read_text()
     assert re.search(r"\|gippo *\|DeJong-v0\| *-\d\S* *\| *\d\S* *\|128k *\| *300\| *300\|", table), table
+
+
+def test_benchmark_skips_what_has_no_agent(agents: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs" / "gippo"
+    shutil.copytree(run_folder(agents, 1), logs / "DeJong-v0_1")
+    (logs / "DeJong-v0_2" / "DeJong-v0").mkdir(parents=True)  # as tuning leaves it
+    for folder in (logs, tmp_path / "interrupted" / "gippo"):
+        (folder / "Ackley-v0_1" / "Ackley-v0").mkdir(parents=True)
+        (folder / "Ackley-v0_1" / "Ackley-v0" / "args.yml").write_text("env: Ackley-v0")
+    output = zoo_many(
+        tmp_path,
+        "benchmark --log-dir logs --no-hub -n 30 --benchmark-dir new/evaluations",
+        "benchmark --log-dir interrupted --no-hub",
+        then="import subprocess; print(subprocess.call.__module__)",
+    )
+    assert output.count("status 0") == 2, output
+    assert "Loading latest experiment, id=1" in output and "30 Episodes" in output
+    for folder in ("logs", "interrupted"):
+        assert f"Skipping gippo on Ackley-v0: no run of it in {folder} has left an agent." in output
+    assert re.search(r"\|gippo *\|DeJong-v0\|", (tmp_path / "new" / "evaluations" / "benchmark.md").read_text())
+    assert output.splitlines()[-1] == "subprocess"
+
+
+def test_training_prints_its_table_now_and_then(tmp_path: Path) -> None:
+    small = "-n 100 --eval-freq -1 -params n_envs:2 batch_size:2"
+    output = zoo_many(tmp_path, f"{TRAIN} {small}", f"{TRAIN} {small} --log-interval 10")
+    first, second, _ = output.split("status 0")
+    assert [text.count("total_timesteps") for text in (first, second)] == [10, 5]
 
 
 def test_plots_find_the_runs(agents: Path, tmp_path: Path) -> None:
@@ -140,24 +179,27 @@ def test_record_video_films_an_agent(tmp_path: Path) -> None:
 def test_studies_tune_our_hyperparameters_in_a_shared_database(tmp_path: Path) -> None:
     study = f"{TRAIN} -n 64 --seed 3 -params n_envs:2 --storage sqlite:///study.db --study-name dejong"
     search = f"{study} -optimize --n-evaluations 1 --n-startup-trials 1 --pruner none --no-optim-plots"
-    # Two workers, one after the other, and a training with what the second one's trial has drawn.
+    # Two workers, one after the other, and a training with what the first one's trial has drawn.
     output = zoo_many(
         tmp_path,
         f"{search} --n-trials 1",
         f"{search} --max-total-trials 2",
-        f"{study} --trial-id 1 --eval-freq -1",
+        f"{study} --trial-id 0 --eval-freq -1",
     )
     assert output.count("status 0") == 3, output
     assert "Inconsistent parameter values" not in output
     database = sqlite3.connect(tmp_path / "study.db")
     assert database.execute("SELECT state FROM trials").fetchall() == [("COMPLETE",)] * 2
-    drawn = dict(database.execute("SELECT param_name, param_value FROM trial_params WHERE trial_id = 2"))
+    drawn = dict(database.execute("SELECT param_name, param_value FROM trial_params WHERE trial_id = 1"))
     database.close()
     ours = {"alpha", "alpha_iterations", "alpha_learning_rate", "alpha_kl", "std_kl", "skip_contradicted"}
-    assert {*ours, "squash_actions", "layer_norm"} <= drawn.keys()
+    assert {*ours, "ppo_share", "squash_actions", "layer_norm"} <= drawn.keys()
     (config,) = tmp_path.glob("logs/gippo/*/DeJong-v0/config.yml")
     trained = yaml.load(config.read_text(), yaml.UnsafeLoader)
     assert trained["alpha"] == drawn["alpha"] and trained["n_steps"] == 2 ** drawn["n_steps_pow"] <= 128
+    decaying = {key: f"lin_{drawn[name]}" for key, name in {"kl": "alpha_kl", "std_kl": "std_kl"}.items()}
+    assert decaying.items() <= trained["alpha_kwargs"].items() and not {"alpha_kl", "std_kl"} & trained.keys()
+    assert trained["alpha_kwargs"]["n_iterations"] == drawn["alpha_iterations"]
     assert trained["policy_kwargs"]["log_std_init"] == drawn["log_std_init"]
 
 
@@ -168,8 +210,8 @@ from sb3_gippo import GIPPO
 from sb3_gippo.cli import hyperparams
 
 class Fewer(GIPPO):
-    def __init__(self, policy, env, learning_rate=1e-3, n_steps=8, policy_kwargs=None, alpha_kl=0.1):
-        super().__init__(policy, env, learning_rate, n_steps, policy_kwargs=policy_kwargs, alpha_kl=alpha_kl)
+    def __init__(self, policy, env, learning_rate=1e-3, n_steps=8, policy_kwargs=None, critic_kwargs=None):
+        super().__init__(policy, env, learning_rate, n_steps, policy_kwargs=policy_kwargs, critic_kwargs=critic_kwargs)
 
 hyperparams.ALGORITHMS["fewer"] = Fewer
 from sb3_gippo.cli import zoo
@@ -178,9 +220,34 @@ trial = optuna.create_study().ask()
 drawn = zoo.HYPERPARAMS_SAMPLER["fewer"](trial, 1, 2, {})
 assert zoo.HYPERPARAMS_CONVERTER["fewer"](trial.params) == drawn
 assert not {"alpha", "std_kl"} & trial.params.keys()
+assert drawn["critic_kwargs"] == {"n_windows": trial.params["critic_windows"]}
 print(*sorted(drawn))
 """
-    assert python(tmp_path, "-c", script).splitlines()[-1] == "alpha_kl learning_rate n_steps policy_kwargs"
+    assert python(tmp_path, "-c", script).splitlines()[-1] == "critic_kwargs learning_rate n_steps policy_kwargs"
+
+
+def test_a_trial_keeps_what_is_not_drawn_and_the_space_is_without_gsde(tmp_path: Path) -> None:
+    entry = {"policy": "MlpPolicy", "n_timesteps": 64, "use_sde": True, "sde_sample_freq": 4}
+    nested = {"alpha_solver": "trust_region", "alpha_kwargs": {"factor": 1.2, "kl": 5.0}}
+    (tmp_path / "mine.yml").write_text(yaml.dump({"Pendulum-v1": {**entry, **nested}}))
+    script = """
+import inspect
+from sb3_gippo import GIPPO
+from sb3_gippo.cli import hyperparams
+from sb3_gippo.cli.main import main
+
+class Spy(GIPPO):
+    def __init__(self, *args, **kwargs):
+        print("made:", kwargs["use_sde"], kwargs["alpha_kwargs"]["factor"], kwargs["alpha_kwargs"]["kl"])
+        super().__init__(*args, **kwargs)
+    __init__.__signature__ = inspect.signature(GIPPO.__init__)
+
+hyperparams.ALGORITHMS["spy"] = Spy
+main("train --algo spy --env Pendulum-v1 --conf-file mine.yml -n 64 -optimize --n-trials 1 --seed 4 --no-optim-plots".split())
+"""
+    output = python(tmp_path, "-c", script)
+    made = re.search(r"^made: False 1\.2 LinearSchedule\(start=(\S+), end=0\.0, end_fraction=1\.0\)$", output, re.MULTILINE)
+    assert made and float(made[1]) != 5.0, output
 
 
 def test_every_entry_of_our_files_trains(tmp_path: Path) -> None:
@@ -215,7 +282,19 @@ def test_rl_zoo3s_own_entries_serve_where_we_have_none(tmp_path: Path) -> None:
 
 
 def test_wrong_input_ends_in_a_sentence(tmp_path: Path) -> None:
+    entry = {"policy": "MlpPolicy", "n_timesteps": 4, "n_steps": 4, "batch_size": 4}
+    for name, change in {
+        "full": {"policy": "sb3_gippo.gippo.MlpPolcy"},
+        "short": {"policy": "MlpPolcy"},
+        "wrapper": {"env_wrapper": [{"sb3_gippo.MujocoGradent": {"central": True}}]},
+    }.items():
+        (tmp_path / f"{name}.yml").write_text(yaml.dump({"DeJong-v0": {**entry, **change}}))
     wrong = {
+        f"{TRAIN} --conf-file full.yml": "train: error: 'sb3_gippo.gippo.MlpPolcy' cannot be imported: module",
+        f"{TRAIN} --conf-file short.yml": "train: error: There is no policy 'MlpPolcy': name one of MlpPolicy, ",
+        f"{TRAIN} --conf-file wrapper.yml": "train: error: 'sb3_gippo.MujocoGradent' cannot be imported: module",
+        f"{TRAIN} -params alpha_kwargs:0.1": "train: error: `alpha_kwargs` must be a mapping, for instance",
+        f"{TRAIN} -params alpha_kwargs:dict(kl=str(1))": "train: error: `alpha_kwargs: kl` must be a number (with a point",
         "train --algo gipo": "invalid choice: 'gipo' (choose from",
         "train --algo gippo --env DeJon-v0": "train: error: DeJon-v0 not found in gym registry, you maybe meant DeJong-v0?",
         f"{TRAIN} -params alhpa:1": "train: error: GIPPO.__init__() got an unexpected keyword argument 'alhpa'",

@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_gippo.cli.hyperparams import ALGORITHMS, class_named, read_hyperparams
+from sb3_gippo.cli.hyperparams import ALGORITHMS, class_named, merge, read_hyperparams, with_schedules
 from sb3_gippo.vec_env import make_vec_env
 
 
@@ -31,10 +31,10 @@ def make_model(
     :param seed: of everything random
     :param env_kwargs: the environment's constants
     :param wrap: what is put around the environments, inside of VecNormalize; nothing by default
-    :param overrides: hyper-parameters that replace the file's
+    :param overrides: hyper-parameters that replace the file's, see :func:`merge`; ``lin_...`` are schedules as there
     :return: the model, and the number of steps the file has it trained for
     """
-    entry = {**read_hyperparams(algo, env_id), **overrides}
+    entry = with_schedules(merge(read_hyperparams(algo, env_id), overrides))
     return build_model(ALGORITHMS[algo], env_id, entry, seed, env_kwargs, wrap)
 
 

@@ -16,6 +16,10 @@ from sb3_gippo.gippo import GIPPO
 from sb3_gippo.rp import RP
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"gippo": GIPPO, "ppo": PPO, "rp": RP}
+SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
+"""the hyper-parameters of SB3 that may be schedules"""
+NESTED = ("alpha_kwargs", "critic_kwargs")
+"""the hyper-parameters that are mappings of others; what is text in them is a schedule"""
 
 
 def hyperparams_dir() -> Path:
@@ -47,23 +51,81 @@ def read_entry(file: Path, env_id: str) -> dict[str, Any]:
     :param env_id: the environment; the file's ``default`` serves if it has no entry
     :return: the entry, with ``policy_kwargs`` and ``normalize`` evaluated, ``lin_...`` as schedules and a policy's full name
         as the class, as rl_zoo3 reads them
+    :raises ValueError: for text that is no schedule, and for a name of no class
     """
     entries = yaml.safe_load(file.read_text())
     entry = dict(entries.get(env_id, entries["default"]))
     for key in ("policy_kwargs", "normalize"):
         if isinstance(entry.get(key), str):
             entry[key] = eval(entry[key], {"nn": nn, "dict": dict})
-    for key in ("learning_rate", "clip_range", "clip_range_vf"):
-        if isinstance(entry.get(key), str):
-            entry[key] = LinearSchedule(float(entry[key].removeprefix("lin_")), 0.0, 1.0)
     if "." in entry.get("policy", ""):
         entry["policy"] = class_named(entry["policy"])
-    return entry
+    return with_schedules(entry)
+
+
+def merge(entry: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """
+    Hyper-parameters in the place of an entry's. Of :data:`NESTED` ones they replace single keys, unless they name another
+    ``alpha_solver``, whose ``alpha_kwargs`` are others; ``None`` in their place stands for the defaults.
+
+    :param entry: hyper-parameters
+    :param overrides: hyper-parameters
+    :return: both; neither is changed
+    """
+    merged = {**entry, **overrides}
+    for name in NESTED:
+        if isinstance(overrides.get(name), dict) and isinstance(entry.get(name), dict):
+            merged[name] = {**entry[name], **overrides[name]}
+    if "alpha_solver" in overrides and overrides["alpha_solver"] != entry.get("alpha_solver", "trust_region"):
+        merged["alpha_kwargs"] = overrides.get("alpha_kwargs")
+    return merged
+
+
+def with_schedules(entry: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param entry: hyper-parameters
+    :return: the same with schedules in the place of ``lin_...``, also within :data:`NESTED` ones
+    :raises ValueError: for text that is no schedule, and for a nested one that is no mapping
+    """
+    result = dict(entry)
+    for name in SCHEDULED:
+        if name in entry:
+            result[name] = schedule(name, entry[name])
+    for name in NESTED:
+        nested = entry.get(name)
+        if isinstance(nested, dict):
+            result[name] = {key: schedule(f"{name}: {key}", value) for key, value in nested.items()}
+        elif nested is not None:
+            raise ValueError(f"`{name}` must be a mapping, for instance dict(learning_rate=0.01), not {nested!r}.")
+    return result
+
+
+def schedule(name: str, value: Any) -> Any:
+    """
+    :param name: of a hyper-parameter
+    :param value: its value
+    :return: a schedule that falls from x to 0 for ``"lin_x"``; what is no text as it is
+    :raises ValueError: for other text
+    """
+    if not isinstance(value, str):
+        return value
+    kind, _, start = value.partition("_")
+    try:
+        if kind == "lin":
+            return LinearSchedule(float(start), 0.0, 1.0)
+    except ValueError:
+        pass
+    # YAML reads 1e-3 as text, and 1.0e-3 as a number.
+    raise ValueError(f"`{name}` must be a number (with a point: 1.0e-3) or, to fall from it to 0, `lin_0.001`, not {value!r}.")
 
 
 def class_named(name: str) -> Any:
     """
     :param name: ``"package.module.Class"``
     :return: the class
+    :raises ValueError: if there is none
     """
-    return load_env_creator(":".join(name.rsplit(".", 1)))
+    try:
+        return load_env_creator(":".join(name.rsplit(".", 1)))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name!r} cannot be imported: {error}.") from error

@@ -7,6 +7,7 @@ import importlib
 import runpy
 import sys
 import traceback
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from gymnasium.error import DependencyNotInstalled
@@ -72,7 +73,8 @@ def run(command: Command) -> None:
         raise ImportError(f'it needs the package {package}: pip install "sb3-gippo[zoo]"') from error
     if command.function:
         getattr(module, command.function)()
-    else:
+        return
+    with zoo.benchmark() if command is COMMANDS["benchmark"] else nullcontext():
         runpy.run_module(command.module, run_name="__main__")
 
 
