@@ -39,7 +39,7 @@ def collected(model: Any, callback: Any = None) -> Any:
 
 def is_finite(model: GradientPPO) -> bool:
     """:return: whether all that the model learns with is"""
-    state = {} if model.actor is None else model._learner_state(with_memory=True)
+    state = {} if model.actor is None else model._learner_state(with_critic_fit=True)
     return all(value.isfinite().all() for value in tensors([model.get_parameters(), state]))
 
 
@@ -58,7 +58,7 @@ def assert_same_learner(one: GradientPPO, other: GradientPPO) -> None:
     assert_same_tree(one.get_parameters(), other.get_parameters())
     assert (one.actor is None) == (other.actor is None)
     if one.actor is not None:
-        assert_same_tree(one._learner_state(with_memory=True), other._learner_state(with_memory=True))
+        assert_same_tree(one._learner_state(with_critic_fit=True), other._learner_state(with_critic_fit=True))
 
 
 def assert_same_tree(one: Any, other: Any, where: str = "") -> None:

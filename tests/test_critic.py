@@ -182,12 +182,13 @@ def test_the_memory_holds_the_last_windows() -> None:
 
 def test_the_target_follows_by_its_share() -> None:
     policy = small().policy
-    target = TargetCritic(policy, 0.25)
+    target = TargetCritic(policy, Actor(policy).mean, 0.25)
     start = policy.value_net.weight.detach().clone()
     with th.no_grad():
         policy.value_net.weight.add_(1.0)
     target.follow()
     th.testing.assert_close(target.copy.value_net.weight, start + 0.25)
+    assert set(target.critic_state()) == {"value_net.weight"}
 
 
 def test_values_of_integer_observations_have_gradients_and_those_that_depend_on_nothing_are_zero() -> None:

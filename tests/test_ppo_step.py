@@ -12,7 +12,6 @@ from stable_baselines3 import PPO
 from sb3_gippo import GIPPO, make_vec_env
 from sb3_gippo.common.optimizers import guarded_steps
 from sb3_gippo.common.policies import MlpPolicy
-from sb3_gippo.gippo.trust_region import AgreementController
 from sb3_gippo.on_policy.actor import gaussian
 from tests.helpers import SETTINGS, SOLVERS, cartpole, collected, is_finite, logged, small
 

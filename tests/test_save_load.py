@@ -38,7 +38,7 @@ def go_on(model: GIPPO, env: VecEnv) -> GIPPO:
 def test_learning_goes_on_exactly(solver: str, normalize: bool, kwargs: dict[str, Any], tmp_path: Path) -> None:
     env = cartpole(normalize)
     model = GIPPO("MlpPolicy", env, alpha_solver=solver, **SETTINGS, **kwargs).learn(3 * ITERATION)
-    model.save(tmp_path / "model", include=["critic_memory"])
+    model.save(tmp_path / "model", include=["critic_fit"])
     other_env = cartpole()
     if isinstance(env, VecNormalize):
         env.save(str(tmp_path / "statistics.pkl"))

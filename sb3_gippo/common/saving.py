@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.save_util import open_path
 
-LEARNER = "learner.pt"
-"""the file in the zip that holds what these algorithms keep beside PPO's; SB3 reads the files that end in .pth"""
+LEARNER = "learner.bin"
+"""the file in the zip that holds what these algorithms keep beside PPO's; SB3 reads the files that end in .pth only"""
 
 
 @contextmanager
@@ -62,11 +63,26 @@ def add_learner(zipped: bytes, learner: dict[str, Any]) -> bytes:
     """
     result, added = io.BytesIO(), io.BytesIO()
     th.save(learner, added)
+    content = _grouped(added.getvalue())
     with zipfile.ZipFile(io.BytesIO(zipped)) as old, zipfile.ZipFile(result, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-        new.writestr(LEARNER, added.getvalue())
+        new.writestr(LEARNER, content)
     return result.getvalue()
+
+
+def _grouped(content: bytes) -> bytes:
+    """
+    :return: the content with its length before it and its bytes sorted by their place in float32 numbers: exponents, which are
+        alike, stand together, and compress
+    """
+    whole = len(content).to_bytes(8, "little") + content
+    return np.frombuffer(whole + bytes(-len(whole) % 4), np.uint8).reshape(-1, 4).T.tobytes()
+
+
+def _ungrouped(grouped: bytes) -> bytes:
+    whole = np.frombuffer(grouped, np.uint8).reshape(4, -1).T.tobytes()
+    return whole[8 : 8 + int.from_bytes(whole[:8], "little")]
 
 
 def read_learner(path: Any, device: th.device) -> dict[str, Any] | None:
@@ -80,7 +96,8 @@ def read_learner(path: Any, device: th.device) -> dict[str, Any] | None:
         with zipfile.ZipFile(file) as archive:
             if LEARNER not in archive.namelist():
                 return None
-            learner: dict[str, Any] = th.load(io.BytesIO(archive.read(LEARNER)), map_location=device, weights_only=True)
+            content = io.BytesIO(_ungrouped(archive.read(LEARNER)))
+            learner: dict[str, Any] = th.load(content, map_location=device, weights_only=True)
             return learner
     finally:
         if isinstance(path, (str, Path)):

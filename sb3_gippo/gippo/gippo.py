@@ -190,9 +190,9 @@ class GIPPO(GradientPPO):
         assert self.actor is not None
         self.alpha_step = ALPHA_SOLVERS[self.alpha_solver](self.actor, self.alpha, self._alpha_settings, self.max_grad_norm)
 
-    def _learner_state(self, with_memory: bool) -> dict[str, Any]:
+    def _learner_state(self, with_critic_fit: bool) -> dict[str, Any]:
         assert self.alpha_step is not None
-        state = super()._learner_state(with_memory)
+        state = super()._learner_state(with_critic_fit)
         return {**state, "alpha_solver": self.alpha_solver, "alpha_step": self.alpha_step.state_dict()}
 
     def _load_learner_state(self, state: dict[str, Any]) -> None:

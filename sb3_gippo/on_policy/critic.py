@@ -11,7 +11,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, polyak_update
+from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
 from sb3_gippo.common.hyperparameters import check_integer, check_schedule
@@ -125,12 +125,11 @@ class CriticFit:
         self.optimizer.zero_grad()
         return loss.item(), learning_rate
 
-    def state_dict(self, with_memory: bool) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """:return: what :meth:`load_state_dict` takes, as tensors and numbers"""
-        windows = self.memory.windows if with_memory else []
         return {
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-            "memory": [tuple(th.from_numpy(array) for array in window) for window in windows],
+            "memory": [tuple(th.from_numpy(array) for array in window) for window in self.memory.windows],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,14 +148,16 @@ class TargetCritic:
     A slow copy of the policy's critic, whose values take the critic's place in the advantages and in their gradients.
 
     :param policy: what it follows
-    :param tau: share by which it does so after every update
+    :param others: parameters that its values do not depend on; they are kept the same
+    :param tau: share by which it follows after every update
     """
 
-    def __init__(self, policy: ActorCriticPolicy, tau: float):
+    def __init__(self, policy: ActorCriticPolicy, others: list[nn.Parameter], tau: float):
         self.policy = policy
         self.tau = tau
         self.copy = copy.deepcopy(policy)
         self.copy.set_training_mode(False)
+        self._others = {id(parameter) for parameter in others}
 
     def values(self, observations: th.Tensor) -> th.Tensor:
         """
@@ -165,8 +166,19 @@ class TargetCritic:
         """
         return self.copy.predict_values(observations)
 
+    def critic_state(self) -> dict[str, Any]:
+        """:return: what :meth:`load_critic_state` takes: of parameters and buffers those that are not the policy's"""
+        theirs = self.policy.state_dict()
+        return {name: value for name, value in self.copy.state_dict().items() if not th.equal(value, theirs[name])}
+
+    def load_critic_state(self, state: dict[str, Any]) -> None:
+        """:param state: of :meth:`critic_state`; the policy is as it was then"""
+        self.copy.load_state_dict({**self.policy.state_dict(), **state})
+
     def follow(self) -> None:
         """Move by ``tau`` towards the policy; what is counted or averaged (BatchNorm's buffers) is taken over as it is."""
-        polyak_update(self.policy.parameters(), self.copy.parameters(), self.tau)
+        with th.no_grad():
+            for own, theirs in zip(self.copy.parameters(), self.policy.parameters()):
+                own.lerp_(theirs, 1.0 if id(theirs) in self._others else self.tau)
         for own, theirs in zip(self.copy.buffers(), self.policy.buffers()):
             own.copy_(theirs)

@@ -113,19 +113,20 @@ class GradientPPO(PPO):
         self.actor = Actor(self.policy)
         self.critic_fit = CriticFit(self.policy, self.actor.critic, self._critic_settings, self.max_grad_norm)
         if self.target_critic_tau is not None:
-            self.target_critic = TargetCritic(self.policy, self.target_critic_tau)
+            self.target_critic = TargetCritic(self.policy, [*self.actor.mean, *self.actor.std], self.target_critic_tau)
 
-    def _learner_state(self, with_memory: bool) -> dict[str, Any]:
+    def _learner_state(self, with_critic_fit: bool) -> dict[str, Any]:
         """:return: what :meth:`_load_learner_state` takes, as tensors and plain values"""
         assert self.critic_fit is not None
-        target = None if self.target_critic is None else self.target_critic.copy.state_dict()
-        return {"critic": self.critic_fit.state_dict(with_memory), "target_critic": target}
+        target = None if self.target_critic is None else self.target_critic.critic_state()
+        return {"critic_fit": self.critic_fit.state_dict() if with_critic_fit else None, "target_critic": target}
 
     def _load_learner_state(self, state: dict[str, Any]) -> None:
         assert self.critic_fit is not None
-        self.critic_fit.load_state_dict(state["critic"])
+        if state["critic_fit"] is not None:
+            self.critic_fit.load_state_dict(state["critic_fit"])
         if self.target_critic is not None and state["target_critic"] is not None:
-            self.target_critic.copy.load_state_dict(state["target_critic"])
+            self.target_critic.load_critic_state(state["target_critic"])
 
     def _excluded_save_params(self) -> list[str]:
         ours = ["actor", "critic_fit", "target_critic", "_critic_settings", "_gradient_statistics"]
@@ -304,13 +305,13 @@ class GradientPPO(PPO):
 
         :param path: path to the file where the rl agent should be saved, or an open file
         :param exclude: name of parameters that should be excluded in addition to the default ones
-        :param include: name of parameters that might be excluded but should be included anyway; ``"critic_memory"`` for the
-            windows that ``critic_steps`` draw from, which may be large
+        :param include: name of parameters that might be excluded but should be included anyway; ``"critic_fit"`` for the
+            windows that ``critic_steps`` draw from, and the moments of their optimizer, which may be large
         """
         include = set(include or ())
         zipped = io.BytesIO()
-        super().save(zipped, exclude, include - {"critic_memory"})
-        state = {} if self.actor is None else self._learner_state("critic_memory" in include)
+        super().save(zipped, exclude, include - {"critic_fit"})
+        state = {} if self.actor is None else self._learner_state("critic_fit" in include)
         content = add_learner(zipped.getvalue(), state)
         if not isinstance(path, (str, Path)):
             path.write(content)

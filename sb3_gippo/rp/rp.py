@@ -109,9 +109,9 @@ class RP(GradientPPO):
         # The paper's moments, for every optimizer that is not PPO's.
         self.actor_optimizer = adam([*self.actor.mean, *self.actor.std], betas=(0.7, 0.95))
 
-    def _learner_state(self, with_memory: bool) -> dict[str, Any]:
+    def _learner_state(self, with_critic_fit: bool) -> dict[str, Any]:
         optimizer = None if self.actor_optimizer is None else self.actor_optimizer.state_dict()
-        return {**super()._learner_state(with_memory), "actor_optimizer": optimizer}
+        return {**super()._learner_state(with_critic_fit), "actor_optimizer": optimizer}
 
     def _load_learner_state(self, state: dict[str, Any]) -> None:
         super()._load_learner_state(state)
