@@ -178,7 +178,7 @@ class TargetCritic:
     def follow(self) -> None:
         """Move by ``tau`` towards the policy; what is counted or averaged (BatchNorm's buffers) is taken over as it is."""
         with th.no_grad():
-            for own, theirs in zip(self.copy.parameters(), self.policy.parameters()):
-                own.lerp_(theirs, 1.0 if id(theirs) in self._others else self.tau)
+            for slow, parameter in zip(self.copy.parameters(), self.policy.parameters()):
+                slow.lerp_(parameter, 1.0 if id(parameter) in self._others else self.tau)
         for own, theirs in zip(self.copy.buffers(), self.policy.buffers()):
             own.copy_(theirs)
