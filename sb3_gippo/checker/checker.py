@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
 from sb3_gippo.checker.differences import Differences, central_differences
 from sb3_gippo.checker.recorder import FLOATS, Outcome, Recorder, is_coarse
+from sb3_gippo.checker.verdict import SMALL, Given
 from sb3_gippo.rollout.collector import check_integrity
 from sb3_gippo.rollout.step_gradient import KEYS, STATES, TAKEN_AT, DenseStepGradient, GradientChannelError
 
@@ -59,10 +60,6 @@ class Precision(NamedTuple):
     """relative tolerance of numbers that ought to be the same"""
 
 
-SMALL = 1e-3
-"""entries below this share of their row's largest may be as wrong as one of that size"""
-SHOWN = 0.5
-"""a derivative is judged if one that is wrong by this share of it would have been noticed"""
 FINE = Precision(2.3e-16, (1e-5, 1e-3, 1e-7, 1e-9), 1e-5, 1e-9)
 COARSE = Precision(1.2e-7, (5e-3, 5e-2, 2e-4, 1e-5), 1e-2, 1e-5)
 
@@ -143,7 +140,9 @@ class _Check:
         of_states[of_states == 0] = of_states.max(initial=0.0) or 1.0
         low, high = self.recorder.bounds
         of_actions = np.abs([np.ravel(action) for action in actions]).max(axis=0).astype(np.float64)
-        of_actions = np.where(np.isfinite(high - low), (high - low) / 2, np.where(of_actions > 0, of_actions, 1.0))
+        of_actions[of_actions == 0] = 1.0
+        ranges = (high - low) / 2
+        of_actions = np.where(np.isfinite(ranges) & (ranges > 0), ranges, of_actions)
         self.sizes_in = np.concatenate([of_states, of_actions])
 
     def check_form(self, before: np.ndarray, action: np.ndarray, outcome: Outcome) -> None:
@@ -214,21 +213,27 @@ class _Check:
     def compare(self, expected: Outcome, found: Outcome, what: str, why: str) -> None:
         """:raises GradientChannelError: ``what`` gave another number than expected, and ``why`` that may be"""
         n, k = len(expected.state), len(expected.obs)
-        sizes = np.split(self.sizes_out, [n, n + k])
-        pairs = []
-        for name, size in (("obs", sizes[1]), ("reward", sizes[2][0]), ("state", sizes[0]), ("terminated", 0.0)):
+        outputs = dict(zip(("state", "obs", "reward"), np.split(self.sizes_out, [n, n + k])))
+        inputs = dict(zip(("state", "action"), np.split(self.sizes_in, [n])))
+        pairs: list[tuple[str, np.ndarray, np.ndarray, float, Any]] = []
+        for name in ("obs", "reward", "state", "terminated"):
             one, other = getattr(expected, name), getattr(found, name)
+            size = outputs.get(name, np.zeros(1)).reshape(one.shape)
             tolerance = self.repeat_tolerance(one, expected.state)
-            pairs.append((name, one, other, tolerance, np.maximum(size, SMALL * np.max(size, initial=0.0))))
+            pairs.append((name, one, other, tolerance, tolerance * np.maximum(size, SMALL * np.max(size, initial=0.0))))
         for key, value in (expected.grad or {}).items():
             other = (found.grad or {}).get(key, np.full(value.shape, np.nan))
-            tolerance = self.repeat_tolerance(value, expected.state)
             if key in KEYS:
                 tolerance = self.tolerances[is_coarse(value) or is_coarse(expected.state)]
-            row = np.abs(value).max(axis=-1, keepdims=True, initial=0.0) if value.ndim else np.abs(value)
-            pairs.append((f'info["grad"][{key!r}]', value, other, tolerance, SMALL * row))
-        for name, one, other, tolerance, size in pairs:
-            close = np.abs(np.subtract(other, one, dtype=np.float64)) <= tolerance * np.maximum(np.abs(one), size)
+                of, by = key.split("_")
+                block = np.atleast_2d(value), tolerance, outputs[of], inputs[by]
+                least = Given(*block).tolerated.reshape(value.shape)
+            else:
+                tolerance = self.repeat_tolerance(value, expected.state)
+                least = tolerance * SMALL * np.max(np.abs(value), initial=0.0)
+            pairs.append((f'info["grad"][{key!r}]', value, other, tolerance, least))
+        for name, one, other, tolerance, least in pairs:
+            close = np.abs(np.subtract(other, one, dtype=np.float64)) <= np.maximum(tolerance * np.abs(one), least)
             if not close.all():
                 index = tuple(np.argwhere(~close)[0])
                 raise GradientChannelError(f"{what} {name} ({one[index]:.8g}, then {other[index]:.8g}): {why}")
@@ -243,7 +248,7 @@ class _Check:
         wrt = {"state": len(state), "action": action.size}
         of = {"state": len(state), "obs": len(outcome.obs), "reward": 1}
         blocks = [[np.reshape(grad.get(f"{a}_{b}", np.zeros(of[a] * wrt[b])), (of[a], wrt[b])) for b in wrt] for a in of]
-        given = np.block(blocks)
+        given: np.ndarray = np.block(blocks)
         # An action of float32 may be worked with in float32 before anything else is.
         coarse_inputs = np.repeat([is_coarse(state), is_coarse(action)], list(wrt.values()))
         coarse = np.block([[np.full(block.shape, is_coarse(block)) for block in row] for row in blocks])
@@ -251,7 +256,9 @@ class _Check:
         tolerance = np.where(coarse, self.tolerances[1], self.tolerances[0])
 
         self.recorder.switch(False)
-        verdict = self.judge(given, tolerance, state, action, outcome.coarse, coarse_inputs)
+        claim = Given(given, tolerance, self.sizes_out, self.sizes_in)
+        differences = self.judge(claim, state, action, outcome.coarse, coarse_inputs)
+        verdict = claim.verdict(differences)
         self.recorder.switch(True)
         self.recorder.handed_over.clear()
 
@@ -260,37 +267,32 @@ class _Check:
             missing = "" if f"{a}_{b}" in grad else " (missing, so zero)"
             return f"{_entry(f'{a}_{b}', [j] if a == 'reward' else [i, j])}: given {given[row, column]:.6g}{missing}"
 
-        row, column = np.unravel_index(verdict.error.argmax(), given.shape)
-        worst = f"{describe(row, column)}, central difference {verdict.differences.central[row, column]:.6g}"
-        if not verdict.error[row, column] <= 1:
+        # An entry that cannot be judged is the worst only if it is wrong.
+        error = np.where(verdict.judged | (verdict.error > 1), verdict.error, 0.0)
+        row, column = divmod(int(error.argmax()), given.shape[1])
+        worst = f"{describe(row, column)}, central difference {differences.central[row, column]:.6g}"
+        if not error[row, column] <= 1:
             raise GradientChannelError(
-                f"The gradient is wrong {where}: {worst} ({(verdict.error > 1).sum()} of {given.size} entries differ"
+                f"The gradient is wrong {where}: {worst} ({(error > 1).sum()} of {given.size} entries differ"
                 + ("; compared as float32, see whether float64 says the same)." if coarse[row, column] else ").")
             )
         self.report.transitions += 1
         self.report.entries += given.size
         self.report.unjudged += int((~verdict.judged).sum())
-        if verdict.error[row, column] >= self.report.error:
-            self.report.worst, self.report.error = worst, float(verdict.error[row, column])
+        if error[row, column] >= self.report.error:
+            self.report.worst, self.report.error = worst, float(error[row, column])
         if not verdict.judged.all() and self.report.unjudged_example == "none":
-            row, column = np.argwhere(~verdict.judged)[0]
-            low, high = verdict.differences.low[row, column], verdict.differences.high[row, column]
+            row, column = (int(index) for index in np.argwhere(~verdict.judged)[0])
+            low, high = differences.low[row, column], differences.high[row, column]
             self.report.unjudged_example = f"{describe(row, column)}, and from {low:.3g} to {high:.3g} all would pass, {where}"
 
     def judge(
-        self,
-        given: np.ndarray,
-        tolerance: np.ndarray,
-        state: np.ndarray,
-        action: np.ndarray,
-        coarse_outputs: np.ndarray,
-        coarse_inputs: np.ndarray,
-    ) -> _Verdict:
+        self, given: Given, state: np.ndarray, action: np.ndarray, coarse_outputs: np.ndarray, coarse_inputs: np.ndarray
+    ) -> Differences:
         """
-        Differences of such steps as it takes.
+        Differences with such steps as it takes to judge derivatives.
 
-        :param given: derivatives (outputs, inputs)
-        :param tolerance: relative, (outputs, inputs)
+        :param given: the derivatives
         :param state: (n,)
         :param action: of any shape, m numbers
         :param coarse_outputs: which outputs are rounded to float32, (outputs,)
@@ -311,55 +313,34 @@ class _Check:
 
         low, high = self.recorder.bounds
         space = np.concatenate([np.full(n, np.inf), np.minimum(x[n:] - low, high - x[n:])])
-        found = unknown = Differences.unknown(*given.shape)
-        verdict = _Verdict.of(given, found, tolerance)
+        found = unknown = Differences.unknown(len(coarse_outputs), len(x))
+        settled = found.still
         for precision in (FINE, COARSE):
             eps = np.where(coarse_inputs, COARSE.eps, precision.eps)
             for share, coarse_share in zip(precision.steps, COARSE.steps):
                 # What one step has shown is not looked at again: another step may happen to agree with anything.
-                open_entries = (coarse_outputs == (precision is COARSE))[:, None] & ~verdict.settled
-                if not open_entries.any():
+                wanted = (coarse_outputs == (precision is COARSE))[:, None] & ~settled
+                if not wanted.any():
                     break
                 # Large numbers are coarse: a step must be many roundings long.
                 steps = np.maximum(np.where(coarse_inputs, coarse_share, share) * self.sizes_in, 100 * eps * np.abs(x))
-                steps = np.where(open_entries.any(axis=0), np.minimum(steps, space), 0.0)
+                steps = np.where(wanted.any(axis=0), np.minimum(steps, space), 0.0)
                 tried = central_differences(outputs, rounded, x, steps, eps, self.sizes_out)
-                better = open_entries & (tried.doubt < found.doubt)
+                better = tried.doubt < found.doubt
+                # The longer the step, the more a function may do in between: a longer one is no evidence against anybody, and
+                # a shorter one that shows something else is right.
                 if share > precision.steps[0]:
-                    # The longer the step, the more a function may do in between: that is no evidence against anybody.
-                    better &= _Verdict.of(given, tried, tolerance).error <= 1
+                    better &= given.verdict(tried).error <= 1
+                else:
+                    better |= tried.excludes(found) & given.verdict(tried).settled
+                better &= wanted
                 found = found.replaced(better, tried)
                 # A float may have been made of a float32.
                 hidden = ~coarse_outputs & _in_float32(np.stack(seen))
                 coarse_outputs = coarse_outputs | hidden
                 found = found.replaced(hidden[:, None], unknown)
-                verdict = _Verdict.of(given, found, tolerance)
-        return verdict
-
-
-class _Verdict(NamedTuple):
-    """What differences say of given derivatives, each (outputs, inputs)."""
-
-    differences: Differences
-    error: np.ndarray
-    """how far they are off, as a share of what is tolerated"""
-    judged: np.ndarray
-    """whether differences would have shown a wrong one"""
-
-    @property
-    def settled(self) -> np.ndarray:
-        return self.judged & (self.error <= 1)
-
-    @classmethod
-    def of(cls, given: np.ndarray, differences: Differences, tolerance: np.ndarray) -> _Verdict:
-        central, low, high, still = differences
-        room = np.where(given > central, high - central, central - low)
-        size = np.maximum(np.abs(given), np.abs(central))
-        size = np.maximum(size, SMALL * np.abs(given).max(axis=1, keepdims=True))
-        off = np.abs(given - central)
-        error = np.divide(off, room + tolerance * size, out=np.zeros_like(off), where=off > 0)
-        judged = np.maximum(high - given, given - low) <= np.maximum(SHOWN, tolerance) * size
-        return cls(differences, error, judged | (still & (given == 0)))
+                settled = given.verdict(found).settled
+        return found
 
 
 def _in_float32(values: np.ndarray) -> np.ndarray:

@@ -28,6 +28,10 @@ class Differences(NamedTuple):
         """:return: how far the bounds are apart"""
         return self.high - self.low
 
+    def excludes(self, other: Differences) -> np.ndarray:
+        """:return: where no derivative is within the bounds of both"""
+        return (self.high < other.low) | (other.high < self.low)
+
     def replaced(self, where: np.ndarray, other: Differences) -> Differences:
         """:return: those of ``other``, where so, and these elsewhere"""
         return Differences(*(np.where(where, theirs, mine) for mine, theirs in zip(self, other)))

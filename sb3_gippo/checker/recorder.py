@@ -13,7 +13,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_gippo.rollout.step_gradient import KEYS, GradientChannelError
+from sb3_gippo.rollout.step_gradient import GradientChannelError
 
 FLOATS = ("float32", "float64")
 
@@ -62,7 +62,7 @@ class Recorder:
         for name, space in (("action", env.action_space), ("observation", env.observation_space)):
             if not isinstance(space, spaces.Box):
                 raise GradientChannelError(f"The {name} space is {type(space).__name__}: gradients need a Box.")
-        if env.action_space.dtype not in map(np.dtype, FLOATS):
+        if str(env.action_space.dtype) not in FLOATS:
             raise GradientChannelError(f"The actions are {env.action_space.dtype}: gradients need float32 or float64.")
         for name in ("get_state", "set_state"):
             if not env.has_wrapper_attr(name):
