@@ -615,7 +615,7 @@ def test_small_numbers_that_leak_are_noticed() -> None:
 
         def observe(self) -> np.ndarray:
             self.steps += 1
-            return super().observe() + 1e-10 * self.steps
+            return super().observe() + 1e-12 * self.steps
 
     with pytest.raises(GradientChannelError, match="leaks across the reset"):
         check_differentiable_env(Leaks())
