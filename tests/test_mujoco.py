@@ -14,7 +14,7 @@ import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_gippo import GIPPO, GradientChannelError
+from sb3_gippo import GIPPO, GradientChannelError, check_differentiable_env
 
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("imageio")
@@ -319,6 +319,95 @@ def test_state_can_be_read_and_set(name: str) -> None:
     env.set_state(state)
     np.testing.assert_allclose(env.unwrapped.data.qpos, position, atol=1e-12)
     np.testing.assert_array_equal(env.unwrapped.data.qvel, velocity)
+
+
+def step_from(env: gym.Env, state: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, float]:
+    env.set_state(state)  # type: ignore[attr-defined]
+    return env.step(action)[:2]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("integrator", ["mjINT_EULER", "mjINT_IMPLICITFAST", "mjINT_RK4"])
+@pytest.mark.parametrize("name", ["Ant", "Humanoid"])
+def test_a_state_that_was_read_is_restored_with_what_the_bodies_lag(name: str, integrator: str) -> None:
+    # Both are rewarded by the difference of two positions, one of which the step before left behind.
+    env = MujocoGradient(gym.make(f"{name}-v5"))
+    task = env.unwrapped
+    task.model.opt.integrator = getattr(mujoco.mjtIntegrator, integrator)
+    env.action_space.seed(6)
+    env.reset(seed=6)
+    visited = []
+    for _ in range(5):
+        state, positions, action = env.get_state(), task.data.xpos.copy(), env.action_space.sample()
+        visited.append((state, positions, action, env.step(action)))
+    env.reset(seed=7)
+    for state, positions, action, expected in visited[::-1]:
+        env.set_state(state)
+        np.testing.assert_allclose(task.data.xpos, positions, atol=1e-12)
+        observation, reward = step_from(env, state, action)
+        np.testing.assert_allclose(observation, expected[0], rtol=1e-9, atol=1e-9)
+        assert reward == pytest.approx(expected[1], rel=1e-9)
+
+
+def test_states_nearby_lag_as_the_state_that_was_read() -> None:
+    env = MujocoGradient(gym.make("Ant-v5"))
+    env.action_space.seed(6)
+    env.reset(seed=6)
+    for _ in range(4):
+        env.step(env.action_space.sample())
+    state, action = env.get_state(), env.action_space.sample()
+    reward = env.step(action)[1]
+    assert step_from(env, state + 1e-9, action)[1] == pytest.approx(reward, abs=1e-6)
+
+
+def test_gradients_name_the_states_before_and_after_the_step() -> None:
+    env = MujocoGradient(Juggler(), differentiable=True)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    rotation = env.coordinates.rotations[1]
+    turning = env.get_state()
+    turning[rotation] = [0.0, 0.0, 3.1]  # next to a half turn, which is passed
+    turning[env.unwrapped.model.nv + rotation] = [0.0, 0.0, 2.0]
+    env.set_state(turning)
+    signs: set[float] = set()
+    before = None
+    for _ in range(8):
+        if before is not None:
+            np.testing.assert_array_equal(before, env.get_state())
+        state = env.get_state()
+        grad = env.step(env.action_space.sample())[4]["grad"]
+        np.testing.assert_array_equal(grad["state"], state)
+        np.testing.assert_array_equal(grad["next_state"], env.get_state())
+        before = grad["next_state"]
+        signs.add(float(np.sign(before[rotation[2]])))
+    assert signs == {-1.0, 1.0}
+
+
+CHECKED = [
+    *("InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v4", "Reacher-v5", "Pusher-v5", "Swimmer-v5", "Hopper-v5"),
+    *("Walker2d-v5", "HalfCheetah-v5", "Ant-v5", "Humanoid-v5", "HumanoidStandup-v5"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+@pytest.mark.parametrize("env_id", CHECKED)
+def test_the_checker_passes_gymnasiums_tasks(env_id: str) -> None:
+    env = MujocoGradient(gym.make(env_id))
+    report = check_differentiable_env(env, tolerance=1e-2, n_episodes=1, max_steps=8, n_checked=1)
+    assert report.transitions == 1 and report.unjudged < 0.02 * report.entries
+
+
+@pytest.mark.parametrize("key", ["state_state", "state_action", "obs_state", "obs_action", "reward_state", "reward_action"])
+def test_the_checker_sees_what_is_wrong_with_a_task(key: str) -> None:
+    class Wrong(gym.Wrapper):
+        def step(self, action: Any) -> Any:
+            outcome = self.env.step(action)
+            if "grad" in outcome[4]:
+                outcome[4]["grad"][key] = 1.05 * outcome[4]["grad"][key]
+            return outcome
+
+    wrong = Wrong(MujocoGradient(gym.make("Ant-v5")))
+    with pytest.raises(GradientChannelError, match=rf"The gradient is wrong .*: {key}"):
+        check_differentiable_env(wrong, tolerance=1e-2, n_episodes=1, max_steps=8, n_checked=1)
 
 
 def test_rotations_beyond_a_half_turn_are_followed() -> None:

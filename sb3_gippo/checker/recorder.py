@@ -13,7 +13,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_gippo.rollout.step_gradient import KEYS, GradientChannelError
+from sb3_gippo.rollout.step_gradient import GradientChannelError
 
 FLOATS = ("float32", "float64")
 
@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
     obs: np.ndarray
     """(k,)"""
     reward: np.ndarray
-    """()"""
+    """(), of the type it came in"""
     state: np.ndarray
     """(n,), after the step"""
     terminated: np.ndarray
@@ -34,10 +34,20 @@ class Outcome(NamedTuple):
     grad: dict[str, np.ndarray] | None
 
     @property
-    def dtype(self) -> str:
-        """:return: the coarsest type of its numbers, ``"float32"`` or ``"float64"``"""
-        arrays = [self.state, self.obs, *(array for key, array in (self.grad or {}).items() if key in KEYS)]
-        return "float32" if any(array.dtype == np.float32 for array in arrays) else "float64"
+    def numbers(self) -> np.ndarray:
+        """:return: what is differentiated: state, observation and reward (n + k + 1,)"""
+        return np.concatenate([self.state, self.obs, self.reward[None]], dtype=np.float64)
+
+    @property
+    def coarse(self) -> np.ndarray:
+        """:return: which of these may be rounded to float32, by their types and by that of the state they come from"""
+        arrays = self.state, self.obs, self.reward[None]
+        return np.concatenate([np.full(array.shape, is_coarse(array) or is_coarse(self.state)) for array in arrays])
+
+
+def is_coarse(array: np.ndarray) -> bool:
+    """:return: whether an array's type rounds as float32 does, or more"""
+    return array.dtype.kind == "f" and array.dtype.itemsize < 8
 
 
 class Recorder:
@@ -52,6 +62,8 @@ class Recorder:
         for name, space in (("action", env.action_space), ("observation", env.observation_space)):
             if not isinstance(space, spaces.Box):
                 raise GradientChannelError(f"The {name} space is {type(space).__name__}: gradients need a Box.")
+        if str(env.action_space.dtype) not in FLOATS:
+            raise GradientChannelError(f"The actions are {env.action_space.dtype}: gradients need float32 or float64.")
         for name in ("get_state", "set_state"):
             if not env.has_wrapper_attr(name):
                 raise GradientChannelError(
@@ -91,7 +103,7 @@ class Recorder:
         if grad is not None:
             grad = {key: self._keep(f'info["grad"][{key!r}]', value) for key, value in grad.items()}
         ended = bool(terminated or truncated)
-        return Outcome(obs, np.array(reward, dtype=np.float64), self.get_state(), np.array(terminated), ended, grad)
+        return Outcome(obs, np.array(reward), self.get_state(), np.array(terminated), ended, grad)
 
     def get_state(self) -> np.ndarray:
         """
@@ -111,11 +123,21 @@ class Recorder:
         self.env.get_wrapper_attr("set_state")(given)
         self._keep("The state given to set_state()", given, state)
 
-    def random_action(self, margin: float) -> np.ndarray:
-        """:return: an action that stays within its bounds when it is moved by ``margin`` (or a quarter of their distance)"""
-        low, high = self.action_space.low, self.action_space.high
-        margins = np.minimum(margin, (high - low) / 4)
-        return np.clip(self.action_space.sample(), low + margins, high - margins).astype(self.action_space.dtype)
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """:return: those of the action, (m,) and (m,), in float64 (the distance of the largest float32 numbers is none)"""
+        low, high = (np.ravel(bound).astype(np.float64) for bound in (self.action_space.low, self.action_space.high))
+        return low, high
+
+    def random_action(self, share: float) -> np.ndarray:
+        """
+        :param share: of the way from the middle to a bound (or of 1, where there is none on the other side)
+        :return: an action that stays within its bounds when it is moved by that
+        """
+        low, high = self.bounds
+        margins = share * np.where(np.isfinite(high - low), (high - low) / 2, 1.0)
+        action = np.clip(self.action_space.sample().ravel(), low + margins, high - margins)
+        return action.reshape(self.action_space.shape).astype(self.action_space.dtype)
 
     def check_untouched(self) -> None:
         """

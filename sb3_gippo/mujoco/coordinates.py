@@ -7,6 +7,8 @@ import numpy as np
 
 PARTS = int(mujoco.mjtState.mjSTATE_QPOS | mujoco.mjtState.mjSTATE_QVEL | mujoco.mjtState.mjSTATE_ACT)
 """what of MuJoCo's state is differentiated"""
+NEWTON_STEPS = 4
+"""bodies are a substep behind at most: Newton's method, quadratic, is at rounding by then"""
 
 
 class Coordinates:
@@ -61,21 +63,23 @@ class Coordinates:
         displacements[:, self.rotations] = np.where(jumped, rotation * (1 - 2 * np.pi / length), rotation)
         return np.concatenate([displacements, raw[:, nq:]], axis=1)
 
-    def place(self, data: mujoco.MjData, raw: np.ndarray, lag: float = 0.0) -> None:
+    def place(self, data: mujoco.MjData, raw: np.ndarray, lag: float = 0.0, offset: np.ndarray | None = None) -> None:
         """
         Put data into a state, with what a task may read before it simulates: positions of bodies, sites, sensors, ...
 
         :param data: written to; its warm start stays
         :param raw: (nq + nv + na,)
         :param lag: how many seconds the bodies are behind the joints, see :meth:`lag`
+        :param offset: where they are beyond that, (nv,), see :meth:`behind`; ``None`` for zero
         """
         warmstart = data.qacc_warmstart
         kept = warmstart.copy()
         mujoco.mj_setState(self.model, data, raw, PARTS)
-        if lag == 0:
+        if lag == 0 and offset is None:
             mujoco.mj_forward(self.model, data)
         else:
-            mujoco.mj_integratePos(self.model, data.qpos, data.qvel, -lag)
+            behind = -lag * data.qvel if offset is None else offset - lag * data.qvel
+            mujoco.mj_integratePos(self.model, data.qpos, behind, 1.0)
             mujoco.mj_forward(self.model, data)
             mujoco.mj_setState(self.model, data, raw, PARTS)
         warmstart[:] = kept
@@ -101,3 +105,26 @@ class Coordinates:
             return float(np.abs(scratch.xpos - data.xpos).max())
 
         return min(0.0, float(model.opt.timestep), key=distance)
+
+    def behind(self, data: mujoco.MjData, scratch: mujoco.MjData) -> np.ndarray:
+        """
+        Where the bodies are as seen from the joints, whatever integrator left them there.
+
+        :param data: as it is after a step or a reset
+        :param scratch: a copy of it, written to
+        :return: the displacement of ``qpos`` that moves the bodies to where they are, (nv,)
+        """
+        model = self.model
+        behind = np.zeros(model.nv)
+        jacobian = np.zeros((model.nbody, 2, 3, model.nv))
+        for _ in range(NEWTON_STEPS):
+            scratch.qpos[:] = data.qpos
+            mujoco.mj_integratePos(model, scratch.qpos, behind, 1.0)
+            mujoco.mj_kinematics(model, scratch)
+            mujoco.mj_comPos(model, scratch)
+            for body, (position, rotation) in enumerate(jacobian):
+                mujoco.mj_jacBody(model, scratch, position, rotation, body)
+            axes = (frames.xmat.reshape(-1, 3, 3).transpose(0, 2, 1) for frames in (scratch, data))
+            missing = np.stack([data.xpos - scratch.xpos, np.cross(*axes).sum(axis=1) / 2], axis=1)
+            behind += np.linalg.lstsq(jacobian.reshape(-1, model.nv), missing.ravel(), rcond=None)[0]
+        return behind

@@ -17,6 +17,7 @@ except (ImportError, DependencyNotInstalled) as error:
     raise ImportError('MujocoGradient needs MuJoCo and imageio: pip install "sb3-gippo[mujoco]".') from error
 
 from sb3_gippo.mujoco.coordinates import PARTS, Coordinates
+from sb3_gippo.mujoco.memory import Memory
 from sb3_gippo.mujoco.replay import Replay
 from sb3_gippo.mujoco.stencil import stencil
 from sb3_gippo.rollout.step_gradient import GradientChannelError
@@ -84,6 +85,7 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         unbounded = np.full(self._coordinates.size, np.inf)
         self._bounds = np.concatenate([-unbounded, space.low.ravel()]), np.concatenate([unbounded, space.high.ravel()])
         self._replays = [Replay(self.task, self._coordinates, twin=self.threads > 1) for _ in range(self.threads)]
+        self._memory = Memory(self._coordinates)
         self._precise = self.epsilon >= COARSE_EPSILON
 
     @property
@@ -99,14 +101,15 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def get_state(self) -> np.ndarray:
         """:return: the differentiable state x (n,)"""
-        raw = np.empty((1, self.coordinates.raw_size))
-        mujoco.mj_getState(self.task.model, self.task.data, raw[0], PARTS)
-        return self.coordinates.read(raw)[0]
+        state = self._read()
+        self._memory.remember(state, self.task.data)
+        return state
 
     def set_state(self, state: np.ndarray) -> None:
         """
-        Put the simulation into another state, as ``MujocoEnv.set_state`` does by positions and velocities. The time and the
-        task's Python attributes stay as they are.
+        Put the simulation into another state, as ``MujocoEnv.set_state`` does by positions and velocities. What x does not
+        tell of the simulation, the bodies' lag and the solver's warm start, becomes what it was in the state nearest to x that
+        :meth:`get_state` has returned. The time and the task's Python attributes stay as they are.
 
         :param state: x (n,)
         :raises ValueError: for another shape
@@ -114,8 +117,13 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         state = np.asarray(state, dtype=np.float64)
         if state.shape != (self.coordinates.size,):
             raise ValueError(f"The state has shape ({self.coordinates.size},), not {state.shape}.")
-        self.task.data.qacc_warmstart[:] = 0.0
-        self.coordinates.place(self.task.data, self.coordinates.raw(state[None])[0])
+        lag, offset, self.task.data.qacc_warmstart[:] = self._memory.nearest(state)
+        self.coordinates.place(self.task.data, self.coordinates.raw(state[None])[0], lag, offset)
+
+    def _read(self) -> np.ndarray:
+        raw = np.empty((1, self.coordinates.raw_size))
+        mujoco.mj_getState(self.task.model, self.task.data, raw[0], PARTS)
+        return self.coordinates.read(raw)[0]
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         if not self.differentiable:
@@ -126,6 +134,7 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._check("reward", grad["reward"], np.asarray(outcome[1]))
         # Where a reward all but cancels, the solver's last digits would look like a change made by an outer wrapper.
         grad["obs"], grad["reward"] = np.ravel(outcome[0]), np.asarray(outcome[1])
+        grad["next_state"] = self._read()
         return *outcome[:4], {**outcome[4], "grad": grad}
 
     def _check(self, name: str, taken_at: np.ndarray, real: np.ndarray) -> None:
@@ -149,7 +158,8 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         """:return: ``info["grad"]`` of the step that is about to be made"""
         coordinates, (low, high) = self.coordinates, self._bounds
         n, raw_size = coordinates.size, coordinates.raw_size
-        z = np.concatenate([self.get_state(), action.ravel()])
+        state = self._read()
+        z = np.concatenate([state, action.ravel()])
         points, above, below, width = stencil(z, low, high, self.epsilon, self.central)
         outcomes = self._outcomes(coordinates.raw(points[:, :n]), points[:, n:].reshape(-1, *action.shape), action)
         values, states = outcomes[0, raw_size:], coordinates.read(outcomes[:, :raw_size])
@@ -162,6 +172,7 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
             "obs_action": by[n:-1, n:],
             "reward_state": by[-1, :n],
             "reward_action": by[-1, n:],
+            "state": state,
             "action": action.ravel(),
             "obs": values[:-1],
             "reward": values[-1],
