@@ -162,3 +162,46 @@ def test_the_smallest_window_works(n_steps: int, n_envs: int, solver: str) -> No
     kwargs = {"policy_kwargs": {"log_std_init": -2.0}, "alpha_solver": solver}  # within the bounds, where gradients are
     model = small(env, n_steps=n_steps, batch_size=2, **kwargs).learn(8)
     assert is_finite(model) and model.rollout_buffer.action_gradients.any()
+
+
+class Blown(gym.Wrapper):
+    """Rewards of a simulation that has blown up, and no gradient that is finite."""
+
+    def __init__(self, env: gym.Env, factor: float):
+        super().__init__(env)
+        self.factor = factor
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        reward = np.float32(float(reward) * self.factor)
+        info["grad"].update(reward=reward, reward_action=np.full(1, np.nan, dtype=np.float32))
+        return observation, reward, terminated, truncated, info
+
+
+def blown(factor: float) -> DummyVecEnv:
+    env = DummyVecEnv([lambda: Blown(SingleEnv(CartPoleSwingUp), factor) for _ in range(4)])
+    env.seed(1)
+    return env
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning", "ignore:Not one action gradient:UserWarning")
+def test_without_usable_gradients_an_update_that_overflows_is_left_out(solver: str) -> None:
+    model = small(blown(1e36), alpha_solver=solver, critic_steps=2).learn(3 * 32)
+    assert not model._has_gradients and is_finite(model)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.filterwarnings("ignore:Not one action gradient:UserWarning")
+def test_the_critic_is_trained_without_usable_gradients_as_well(solver: str) -> None:
+    model = small(blown(1.0), alpha_solver=solver, critic_steps=2, vf_coef=0.0)
+    before = model.policy.value_net.weight.detach().clone()
+    model.learn(32)
+    assert not model._has_gradients and not th.equal(model.policy.value_net.weight, before)
+    assert np.isfinite(logged(model)["train/critic_loss"])
+
+
+def test_a_gradient_that_is_never_finite_is_warned_of_once() -> None:
+    with pytest.warns(UserWarning, match="Not one action gradient of this window is finite: GIPPO goes on") as caught:
+        small(blown(1.0)).learn(4 * 32)
+    assert len([warning for warning in caught if "finite" in str(warning.message)]) == 1

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from gippo_envs import BatchedEnv, SingleEnv
-from sb3_gippo import GradientChannelError
-from sb3_gippo.rollout.step_gradient import KEYS, DenseStepGradient, GraphStepGradient
-from tests.reference import LinearQuadratic
+from sb3_gippo import GIPPO, GradientChannelError, make_vec_env
+from sb3_gippo.rollout.step_gradient import KEYS, DenseStepGradient, GraphStepGradient, offered_step_gradient, states_of
+from tests.reference import LinearQuadratic, linear_quadratic
 
 STATE, ACTION, OBSERVATION, N_ENVS = 3, 2, 4, 2
 
@@ -186,3 +189,101 @@ def test_a_gradient_that_is_no_dict_ends_in_one_sentence(grad: Any) -> None:
 def test_an_environment_without_gradient_among_others_is_named() -> None:
     with pytest.raises(GradientChannelError, match=r'^Environment 1 returned no info\["grad"\]'):
         DenseStepGradient.from_infos([{"grad": grads()[0]}, {}], ACTION, OBSERVATION)
+
+
+CASTS: dict[str, Callable[[np.ndarray], Any]] = {
+    "list": lambda value: value.tolist(),
+    "float32": lambda value: value.astype(np.float32),
+    "tensor": th.as_tensor,
+    "tensor with graph": lambda value: th.as_tensor(value).requires_grad_() * 1,
+    "parameter": lambda value: th.nn.Parameter(th.as_tensor(value)),
+    "bfloat16": lambda value: th.as_tensor(value).bfloat16(),
+    "sparse": lambda value: th.as_tensor(value).to_sparse(),
+    "integers": lambda value: np.round(value).astype(np.int64),
+}
+
+
+def one_grad(cast: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+    blocks = {"state_state": np.eye(2), "state_action": np.ones((2, 1)), "reward_action": np.array([2.0])}
+    return {**{key: cast(value) for key, value in blocks.items()}, "action": [0.0], "obs": [0.0, 0.0, 0.0], "reward": 0.0}
+
+
+@pytest.mark.parametrize("case", list(CASTS))
+def test_arrays_and_tensors_of_all_sorts_are_read(case: str) -> None:
+    gradient = DenseStepGradient.from_infos([{"grad": one_grad(CASTS[case])}], 1, 3)
+    state_bar, action_bar = gradient.vjp(th.ones(1, 2), th.zeros(1, 3), th.ones(1))
+    assert state_bar.tolist() == [[1, 1]] and action_bar.tolist() == [[4]]
+
+
+@pytest.mark.parametrize(
+    "value", [th.ones(1, device="meta"), "much", None, [[1.0], [1.0, 2.0]], np.array(["a"]), np.ones(1, dtype=complex)]
+)
+def test_what_holds_no_numbers_is_named(value: Any) -> None:
+    with pytest.raises(GradientChannelError, match=r"reward_action.\] of environment 0 is not an array of numbers"):
+        DenseStepGradient.from_infos([{"grad": {**one_grad(np.asarray), "reward_action": value}}], 1, 3)
+
+
+@pytest.mark.parametrize("key", ["state_act", "state_actions", "reward_obs", "State_state", "next"])
+def test_a_misspelt_key_is_no_zero_block(key: str) -> None:
+    with pytest.raises(GradientChannelError, match=rf"of environment 0 has an unknown key '{key}': known are"):
+        DenseStepGradient.from_infos([{"grad": {**one_grad(np.asarray), key: np.ones(2)}}], 1, 3)
+
+
+def test_states_are_kept_where_every_environment_tells_them() -> None:
+    told = {**one_grad(np.asarray), "state": np.zeros(2), "next_state": np.ones(2)}
+    both = DenseStepGradient.from_infos([{"grad": told}, {"grad": told}], 1, 3)
+    assert states_of(both)[1].tolist() == [[1, 1], [1, 1]]  # type: ignore[index]
+    assert states_of(DenseStepGradient.from_infos([{"grad": told}, {"grad": one_grad(np.asarray)}], 1, 3)) is None
+    with pytest.raises(GradientChannelError, match="of size 2 in .* but of size 3 in 'next_state'"):
+        DenseStepGradient.from_infos([{"grad": {**told, "next_state": np.ones(3)}}], 1, 3)
+
+
+class ByProperty(VecEnvWrapper):
+    """Computes its step gradient when it is asked for."""
+
+    @property
+    def step_gradient(self) -> Any:
+        return offered_step_gradient(self.venv)
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+def test_a_step_gradient_may_be_a_property() -> None:
+    plain, wrapped = (
+        GIPPO("MlpPolicy", wrap(make_vec_env("DeJong-v0", 4, seed=0)), n_steps=2, batch_size=8, seed=0, device="cpu").learn(16)
+        for wrap in (lambda env: env, ByProperty)
+    )
+    assert wrapped._has_gradients
+    np.testing.assert_array_equal(wrapped.rollout_buffer.action_gradients, plain.rollout_buffer.action_gradients)
+    assert offered_step_gradient(DummyVecEnv([linear_quadratic])) is None
+
+
+class Counted(gym.Env):
+    """Integer observations: x counts steps of ±1."""
+
+    observation_space = spaces.Box(-100, 100, (1,), np.int64)
+
+    def __init__(self, dtype: Any = np.float32):
+        self.action_space = spaces.Box(-1, 1, (1,), dtype)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        super().reset(seed=seed)
+        self.x, self.t = 0, 0
+        return np.array([self.x]), {}
+
+    def step(self, action: Any) -> Any:
+        self.x, self.t = self.x + int(np.sign(action[0])), self.t + 1
+        reward = -abs(self.x) - float(action[0]) ** 2
+        grad = {"reward_action": -2.0 * np.asarray(action, dtype=np.float64), "action": action, "obs": np.array([self.x])}
+        return np.array([self.x]), reward, False, self.t == 9, {"grad": {**grad, "reward": reward}}
+
+
+def test_integer_observations_work_and_integer_actions_are_ppos() -> None:
+    settings: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "seed": 0, "device": "cpu"}
+    assert GIPPO("MlpPolicy", DummyVecEnv([Counted]), **settings).learn(64)._has_gradients
+    with pytest.warns(UserWarning, match="as plain PPO: its actions are int64, which the rollout buffer rounds"):
+        GIPPO("MlpPolicy", DummyVecEnv([lambda: Counted(np.int64)]), **settings).learn(32)
