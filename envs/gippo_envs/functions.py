@@ -81,7 +81,7 @@ class Function(FunctionalEnv):
         """
         state = state[None]
         best = self.optimum(state)
-        n = 800 if self.dim == 1 else 100
+        n = 800 if self.dim == 1 else 200
         axis = th.linspace(-1.0, 1.0, n, dtype=self.torch_dtype, device=self.torch_device)
         variables = [axis] if self.dim == 1 else [axis.repeat_interleave(n), axis.repeat(n)]
         first = th.stack(variables, dim=1)

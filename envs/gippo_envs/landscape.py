@@ -73,5 +73,5 @@ def _colors(values: np.ndarray, highest: float) -> np.ndarray:
 
 
 def _mark(canvas: Canvas, place: Point, color: Color, filling: Color) -> None:
-    for radius, fill in ((0.055, OUTLINE), (0.045, color), (0.025, filling)):
+    for radius, fill in ((0.07, OUTLINE), (0.06, color), (0.03, filling)):
         canvas.circle(place, radius, fill)
