@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 
-from gippo_envs.functions import Ackley, DeJong, Function, Rastrigin, Rosenbrock
+from gippo_envs.functions import Ackley, AckleyContext, DeJong, DeJongContext, Function, Rastrigin, Rosenbrock
+from gippo_envs.landscape import CURVE, GUESS, MINIMUM
 
 CLASSES: list[type[Function]] = [DeJong, Ackley, Rosenbrock, Rastrigin]
 IDS = ["DeJong-v0", "Ackley-v0", "Rosenbrock-v0", "Rastrigin-v0"]
@@ -122,3 +124,67 @@ def test_gradients_are_the_textbooks(function: type[Function], gradient: object)
     found = env.step(action)[4]["grad"]["reward_action"]
     expected = -function.bound * gradient(function.bound * action)  # type: ignore[operator]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("function", [*CLASSES, DeJongContext, AckleyContext])
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_the_optimum_is_where_the_cost_is_zero(function: type[Function], dim: int) -> None:
+    core = function(dim, dtype="float64")
+    states = core.initial_state(7, th.Generator().manual_seed(0))
+    best = core.optimum(states)
+    assert best.shape == (7, dim) and (best.abs() < 1).all()
+    np.testing.assert_allclose(core.cost(states, best), 0.0, atol=1e-12)
+    _, rewards, _ = core.step(states, best + 0.1)
+    assert (rewards < 0).all()
+
+
+def pixel(x: float, y: float) -> tuple[int, int]:
+    """:return: row and column of a place in [-1, 1]² in a picture of 400 by 400 with a tenth around"""
+    return round(200 - 200 / 1.1 * y), round(200 + 200 / 1.1 * x)
+
+
+def shown(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """:return: the middle of what has this colour: row, column"""
+    return np.argwhere((picture == color).all(2)).mean(0)
+
+
+@pytest.mark.parametrize("function", CLASSES)
+def test_the_picture_of_one_variable_is_the_curve(function: type[Function]) -> None:
+    core = function(1, dtype="float64")
+    state = core.initial_state(1, th.Generator())[0]
+    highest = core.cost(state[None], th.linspace(-1, 1, 800, dtype=th.float64)[:, None]).max().item()
+    before, after = core.render(state), core.render(state, th.tensor([-0.7], dtype=th.float64))
+    assert before.shape == after.shape == (400, 400, 3) and before.dtype == np.uint8
+    assert not (before == GUESS).all(2).any() and (before == CURVE).all(2).any()
+    np.testing.assert_allclose(shown(before, MINIMUM), pixel(MINIMA[function] / core.bound, -1.0), atol=1.0)
+    height = 2 * value(core, -0.7 * core.bound) / highest - 1
+    rows, columns = np.nonzero((after == GUESS).all(2))
+    row, column = pixel(-0.7, height)
+    assert columns.mean() == pytest.approx(column, abs=1.5) and row - 9 <= rows.min() <= row
+
+
+@pytest.mark.parametrize("function", [*CLASSES, DeJongContext, AckleyContext])
+@pytest.mark.parametrize("dim", [2, 5])
+def test_the_picture_of_more_variables_is_the_landscape_over_two(function: type[Function], dim: int) -> None:
+    core = function(dim, dtype="float64")
+    state = core.initial_state(1, th.Generator().manual_seed(1))[0]
+    best = core.optimum(state[None])[0]
+    before = core.render(state)
+    np.testing.assert_allclose(shown(before, MINIMUM), pixel(*best[:2].tolist()), atol=1.0)
+    # The first variable to the right, the second one up; bright is high.
+    places = (np.mgrid[:9, :9].reshape(2, -1).T - 4) / 4.5
+    brightness, costs = [], []
+    for x, y in places:
+        if math.dist((x, y), best[:2].tolist()) > 0.1:
+            brightness.append(int(before[pixel(x, y)][1]))
+            costs.append(core.cost(state[None], th.cat([th.tensor([[x, y]]), best[None, 2:]], dim=1)).item())
+    ranks: Any = [np.argsort(np.argsort(values)) for values in (costs, brightness)]
+    assert np.corrcoef(*ranks)[0, 1] > (0.6 if issubclass(function, Ackley) else 0.95), "Ackley's waves are finer than pixels"
+    action = best.clone()
+    action[:2] = th.tensor([0.5, -0.6])
+    after = core.render(state, action)
+    np.testing.assert_allclose(shown(after, GUESS), pixel(0.5, -0.6), atol=1.0)
+    near = before[pixel(0.5, -0.6)].astype(int)
+    assert np.abs(after[pixel(0.5, -0.6)].astype(int) - near).max() < 15, "filled with the colour of its value"
+    beyond = core.render(state, th.full((dim,), 3.0, dtype=th.float64))
+    np.testing.assert_allclose(shown(beyond, GUESS), pixel(1.0, 1.0), atol=1.0)

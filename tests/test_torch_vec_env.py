@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import inspect
+import pickle
+import re
+import runpy
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +18,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import A2C, PPO, SAC
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -23,6 +29,7 @@ from gippo_envs.core import BatchedEnv, FunctionalEnv, SingleEnv
 from sb3_gippo import GIPPO, TorchVecEnv, make_vec_env
 from sb3_gippo.rollout.step_gradient import DenseStepGradient, GraphStepGradient
 from tests.reference import Float64Policy, LinearQuadratic
+from tests.simulated_device import ThereTensor, simulated_device
 
 FUNCTIONAL = [env_id for env_id, spec in gym.registry.items() if spec.entry_point == "gippo_envs.core:SingleEnv"]
 
@@ -115,8 +122,8 @@ def test_what_was_returned_stays_as_it_was() -> None:
     for _ in range(5):
         env.step(actions(env))
     env.reset()
-    for array, copy in zip(kept, copies):
-        np.testing.assert_array_equal(array, copy)
+    for array, its_copy in zip(kept, copies):
+        np.testing.assert_array_equal(array, its_copy)
 
 
 def test_monitor_file_is_read_by_sb3(tmp_path: Path) -> None:
@@ -384,3 +391,96 @@ def test_gradients_are_there_where_they_were_asked_for_and_only_there() -> None:
     assert env.step_gradient is not None and env.step_gradient.state_size == 3
     env.reset()
     assert env.step_gradient is None
+
+
+class Copying(BaseCallback):
+    """Copies the environment in every step of a training, and lets the copies step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied = 0
+
+    def _on_step(self) -> bool:
+        env = self.training_env
+        assert isinstance(env, TorchVecEnv)
+        sent = np.random.default_rng(self.n_calls).uniform(-1, 1, (6, env.num_envs, 2))
+        one, other = copy.deepcopy(env), pickle.loads(pickle.dumps(env))
+        for action in sent:
+            for found, expected in zip(one.step(action)[:3], other.step(action)[:3]):
+                np.testing.assert_array_equal(found, expected)
+        assert one.step_gradient is not None and env.step_gradient is not None
+        self.copied += 1
+        return True
+
+
+def test_it_can_be_copied_during_training_and_after_it(tmp_path: Path) -> None:
+    def train(callback: BaseCallback | None) -> GIPPO:
+        env = TorchVecEnv(BatchedEnv(LinearQuadratic, 4, 6, stagger=True), str(tmp_path / f"{callback is None}.monitor.csv"))
+        model = GIPPO(Float64Policy, env, n_steps=10, batch_size=20, n_epochs=1, critic_steps=1, seed=1, device="cpu")
+        return model.learn(80, callback)
+
+    callback = Copying()
+    model, undisturbed = train(callback), train(None)
+    assert callback.copied == 20
+    for parameter, other in zip(model.policy.parameters(), undisturbed.policy.parameters()):
+        assert th.equal(parameter, other)
+    env = model.get_env()
+    assert isinstance(env, TorchVecEnv)
+    twins = [copy.deepcopy(env), pickle.loads(pickle.dumps(env))]
+    sent = np.random.default_rng(0).uniform(-1, 1, (20, 4, 2))
+    lines = len((tmp_path / "False.monitor.csv").read_text().splitlines())
+    results = [[twin.step(action) for action in sent] for twin in (*twins, env)]
+    for result in results[:2]:
+        for found, expected in zip(result, results[2]):
+            for one, other in zip(found[:3], expected[:3]):
+                np.testing.assert_array_equal(one, other)
+            for info, its_info in zip(found[3], expected[3]):
+                assert info.keys() == its_info.keys()
+                assert "episode" not in info or [info["episode"][k] == its_info["episode"][k] for k in "rl"] == [True, True]
+    episodes = sum("episode" in info for *_, infos in results[2] for info in infos)
+    for each in (*twins, env, undisturbed.env):
+        each.close()
+    written = len((tmp_path / "False.monitor.csv").read_text().splitlines()) - lines
+    assert written == episodes > 0, "the original alone writes its file"
+
+
+@pytest.mark.parametrize("how", ["set_attr", "env_method"])
+def test_gradients_switched_off_leave_no_graph(how: str) -> None:
+    env = torch_vec_env()
+    env.reset()
+    env.env_method("set_differentiable", True)
+    env.step(actions(env))
+    assert env.step_gradient is not None and env.env.transition is not None
+    graph = weakref.ref(env.env.transition.reward)
+    env.env_method("get_state")
+    assert env.step_gradient is not None
+    getattr(env, how)("differentiable" if how == "set_attr" else "set_differentiable", False)
+    gc.collect()
+    assert env.step_gradient is None and graph() is None
+
+
+def test_the_device_is_a_keyword(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(make_vec_env("CartPoleSwingUp-v0", 3, seed=0, env_kwargs={"max_episode_steps": 3}), 5)
+    with simulated_device(monkeypatch) as device:
+        env = make_vec_env("CartPoleSwingUp-v0", 3, seed=0, env_kwargs={"max_episode_steps": 3, "device": device})
+        found = run(env, 5)
+        assert isinstance(env, TorchVecEnv) and type(env.env.transition.state) is ThereTensor  # type: ignore[union-attr]
+    np.testing.assert_array_equal(found[0], expected[0])
+    for one, other in zip(found[1:], expected[1:]):
+        for mine, its in zip(one[:3], other[:3]):
+            np.testing.assert_array_equal(mine, its)
+            assert type(mine) is np.ndarray
+
+
+def test_the_example_of_the_documentation_learns(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "own_environment.md").read_text()
+    (example,) = re.findall(r"## Batched torch environments\n.*?```python\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "example.py"
+    path.write_text(example)
+    try:
+        model = runpy.run_path(str(path))["model"]
+        untrained: Any = GIPPO("MlpPolicy", model.env, seed=0, device="cpu")
+        before, after = (evaluate_policy(policy, model.env, n_eval_episodes=32)[0] for policy in (untrained, model))
+        assert before < -100 and after > -40
+    finally:
+        del gym.registry["Cart-v0"]

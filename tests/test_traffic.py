@@ -359,7 +359,7 @@ def test_time_limit_truncates_the_batch() -> None:
         observation, _, terminated, truncated, infos = env.step(hold(observation))
         assert not terminated.any() and truncated.all() == (step == 1000)
     np.testing.assert_array_equal(observation, first)
-    np.testing.assert_allclose(infos["final_obs"][:, 4], 10.0, atol=0.1)
+    np.testing.assert_allclose(np.stack(infos["final_obs"])[:, 4], 10.0, atol=0.1)
 
 
 def test_lane_option() -> None:

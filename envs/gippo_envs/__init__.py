@@ -3,6 +3,7 @@
 Importing the package registers the environments. It needs Gymnasium and torch, nothing else.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from gymnasium.envs.registration import register
@@ -12,12 +13,14 @@ from gippo_envs.core import BatchedEnv, FunctionalEnv, SingleEnv, Transition
 __all__ = ["BatchedEnv", "FunctionalEnv", "SingleEnv", "Transition", "register_functional"]
 
 
-def register_functional(env_id: str, core: str, max_episode_steps: int | None = None, **constants: Any) -> None:
+def register_functional(
+    env_id: str, core: str | Callable[..., FunctionalEnv], max_episode_steps: int | None = None, **constants: Any
+) -> None:
     """
     Register a functional core with Gymnasium, as a single and as a batched environment.
 
     :param env_id: for instance ``"MyTask-v0"``
-    :param core: where to import the :class:`FunctionalEnv` from (``"module:Class"``)
+    :param core: a :class:`FunctionalEnv` class, or where to import it from (``"module:Class"``)
     :param max_episode_steps: time limit
     :param constants: fields of the core; ``gymnasium.make`` may override them by keyword
     """

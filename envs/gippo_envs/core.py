@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
@@ -19,6 +20,8 @@ from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
+
+from gippo_envs.contract import check_core, check_initial_state, check_step
 
 TORCH_DTYPES = {"float32": th.float32, "float64": th.float64}
 
@@ -37,6 +40,9 @@ class FunctionalEnv(ABC):
     action_space: spaces.Box
     dtype: str
     """``"float32"`` or ``"float64"``: the type everything is computed in, the action included"""
+    device: str = "cpu"
+    """where everything is computed: states, actions and constants are there, as is the generator. A core that can be
+    elsewhere than on the CPU has it as a field, like :attr:`dtype`."""
     render_fps: ClassVar[int] = 30
 
     @abstractmethod
@@ -45,7 +51,7 @@ class FunctionalEnv(ABC):
         Draw fresh starts.
 
         :param n: number of states
-        :param generator: the only source of randomness
+        :param generator: the only source of randomness, on :attr:`device`
         :param options: what ``reset(options=...)`` was given
         :return: states (n, state_size)
         """
@@ -67,9 +73,10 @@ class FunctionalEnv(ABC):
         :return: observations (n, observation_dim)
         """
 
-    def render(self, state: th.Tensor) -> np.ndarray:
+    def render(self, state: th.Tensor, action: th.Tensor | None = None) -> np.ndarray:
         """
         :param state: (state_size,)
+        :param action: (action_dim,), the one that led there, as it was sent; ``None`` where none has, as after a reset
         :return: an image (height, width, 3) of unsigned bytes
         :raises NotImplementedError: where the problem has no picture
         """
@@ -77,8 +84,24 @@ class FunctionalEnv(ABC):
 
     @property
     def torch_dtype(self) -> th.dtype:
-        """:return: the torch type of :attr:`dtype`"""
+        """
+        :return: the torch type of :attr:`dtype`
+        :raises ValueError: if :attr:`dtype` is another than those two
+        """
+        if self.dtype not in TORCH_DTYPES:
+            raise ValueError(f"dtype must be one of {list(TORCH_DTYPES)}, not {self.dtype!r}.")
         return TORCH_DTYPES[self.dtype]
+
+    @cached_property
+    def torch_device(self) -> th.device:
+        """
+        :return: the torch device of :attr:`device`, its index included
+        :raises ValueError: if there is no such device
+        """
+        try:
+            return th.empty(0, device=self.device).device
+        except Exception as error:  # every kind of device is missed by an exception of its own
+            raise ValueError(f"device must be one that torch can use here, not {self.device!r}.") from error
 
     @property
     def action_dim(self) -> int:
@@ -90,8 +113,7 @@ class FunctionalEnv(ABC):
         :return: a Box (size,) of this problem's type
         :raises ValueError: if :attr:`dtype` is another than those two
         """
-        if self.dtype not in TORCH_DTYPES:
-            raise ValueError(f"dtype must be one of {list(TORCH_DTYPES)}, not {self.dtype!r}.")
+        self.torch_dtype  # noqa: B018 (raises)
         return spaces.Box(low, high, (size,), dtype=np.dtype(self.dtype).type)
 
 
@@ -104,6 +126,10 @@ class Transition(NamedTuple):
     observation: th.Tensor
     reward: th.Tensor
     terminated: th.Tensor
+
+    def detached(self) -> Transition:
+        """:return: the same numbers without the graph"""
+        return Transition(*(tensor.detach() for tensor in self))
 
 
 def transition(core: FunctionalEnv, state: th.Tensor, action: th.Tensor, differentiable: bool) -> Transition:
@@ -138,7 +164,7 @@ def jacobians(core: FunctionalEnv, state: th.Tensor, action: th.Tensor) -> dict[
     step = transition(core, state.expand(copies, -1), action.expand(copies, -1), differentiable=True)
     outputs = th.cat([step.next_state, step.observation, step.reward[:, None]], dim=1)
     by_state, by_action = (
-        rows.numpy()
+        rows.cpu().numpy()
         for rows in th.autograd.grad(
             outputs.diagonal().sum(), (step.state, step.action), allow_unused=True, materialize_grads=True
         )
@@ -155,7 +181,9 @@ def jacobians(core: FunctionalEnv, state: th.Tensor, action: th.Tensor) -> dict[
 
 def _build(core: str | Callable[..., FunctionalEnv], constants: dict[str, Any]) -> FunctionalEnv:
     creator: Any = load_env_creator(core) if isinstance(core, str) else core
-    return creator(**constants)
+    built: FunctionalEnv = creator(**constants)
+    check_core(built)
+    return built
 
 
 def _check_render_mode(render_mode: str | None) -> None:
@@ -166,9 +194,14 @@ def _check_render_mode(render_mode: str | None) -> None:
         )
 
 
-def _generator(np_random: np.random.Generator) -> th.Generator:
+def _generator(np_random: np.random.Generator, device: th.device) -> th.Generator:
     """A torch generator of the environment's own, seeded from Gymnasium's."""
-    return th.Generator().manual_seed(int(np_random.integers(2**63 - 1)))
+    return th.Generator(device).manual_seed(int(np_random.integers(2**63 - 1)))
+
+
+def _array(tensor: th.Tensor) -> np.ndarray:
+    """The numbers, in memory of their own."""
+    return tensor.detach().cpu().numpy().copy()
 
 
 class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -202,6 +235,8 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
         self.differentiable = differentiable
         self._generator: th.Generator | None = None
         self._state: th.Tensor | None = None
+        self._action: th.Tensor | None = None  # the one that led to the state
+        self._reset_checked = self._step_checked = False
 
     def set_differentiable(self, differentiable: bool) -> None:
         """Switch the gradient channel on or off, at any time."""
@@ -209,7 +244,7 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def get_state(self) -> np.ndarray:
         """:return: the differentiable state (state_size,)"""
-        return self._require_state()[0].numpy().copy()
+        return _array(self._require_state()[0])
 
     def set_state(self, state: np.ndarray) -> None:
         """
@@ -219,27 +254,33 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
         state = np.asarray(state)
         if state.shape != (self.core.state_size,):
             raise ValueError(f"The state has shape ({self.core.state_size},), not {state.shape}.")
-        self._state = th.as_tensor(state, dtype=self.core.torch_dtype).reshape(1, -1).clone()
+        self._state, self._action = _as_state(state, self.core).reshape(1, -1), None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None or self._generator is None:
-            self._generator = _generator(self.np_random)
+            self._generator = _generator(self.np_random, self.core.torch_device)
         with th.no_grad():
-            self._state = self.core.initial_state(1, self._generator, options)
-            observation = self.core.observe(self._state)
-        return observation[0].numpy().copy(), {}
+            state = self.core.initial_state(1, self._generator, options)
+            if not self._reset_checked:
+                check_initial_state(self.core, 1, state)
+                self._reset_checked = True
+            self._state, self._action = state, None
+            return _array(self.core.observe(state)[0]), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         state = self._require_state()
         sent = _as_action(action, self.core, 1)
+        if not self._step_checked:
+            check_step(self.core, state, sent)
+            self._step_checked = True
         step = transition(self.core, state, sent, differentiable=False)
-        self._state = step.next_state
-        observation, reward = step.observation[0].numpy().copy(), step.reward.item()
+        self._state, self._action = step.next_state, sent
+        observation, reward = _array(step.observation[0]), step.reward.item()
         info: dict[str, Any] = {}
         if self.differentiable:
             grad = jacobians(self.core, state, sent)
-            grad.update(action=sent[0].numpy().copy(), obs=observation.copy(), reward=step.reward[0].numpy().copy())
+            grad.update(action=_array(sent[0]), obs=observation.copy(), reward=_array(step.reward[0]))
             info["grad"] = grad
         return observation, reward, bool(step.terminated), False, info
 
@@ -247,7 +288,7 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
         if self.render_mode is None:
             gym.logger.warn('render() draws nothing without a render mode: make the environment with render_mode="rgb_array".')
             return None
-        return self.core.render(self._require_state()[0])
+        return self.core.render(self._require_state()[0], None if self._action is None else self._action[0])
 
     def _require_state(self) -> th.Tensor:
         if self._state is None:
@@ -259,7 +300,8 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """
     ``num_envs`` environments of a functional core, stepped together; they reset in the step that ends their episode.
 
-    Switched on, the gradient channel is the graph of the last step itself: :attr:`transition`, not ``info["grad"]``.
+    Switched on, the gradient channel is the graph of the last step itself: :attr:`transition`, not ``info["grad"]``. Copies
+    and pickles go on as the original does, with a random stream of their own in the same place, but without that graph.
 
     :param core: a :class:`FunctionalEnv` class, or where to import it from (``"module:Class"``)
     :param num_envs: number of environments
@@ -292,7 +334,6 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.max_episode_steps = max_episode_steps
         self.stagger = stagger
         self.render_mode = render_mode
-        self.differentiable = differentiable
         self.single_observation_space = self.core.observation_space
         self.single_action_space = self.core.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -303,18 +344,36 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             "autoreset_mode": AutoresetMode.SAME_STEP,
         }
         self.transition: Transition | None = None
+        """the last step, before any reset; ``None`` after ``reset`` and ``set_state``"""
+        self.differentiable = differentiable
         self._generator: th.Generator | None = None
         self._state: th.Tensor | None = None
         self._episode_steps = np.zeros(num_envs, dtype=np.int64)
         self._head_start = np.zeros(num_envs, dtype=np.int64)
+        self._reset_checked = self._step_checked = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A graph can neither be copied nor pickled.
+        return {**self.__dict__, "transition": None if self.transition is None else self.transition.detached()}
 
     def set_differentiable(self, differentiable: bool) -> None:
-        """Switch the gradient channel on or off, at any time."""
+        """Switch the gradient channel on or off, at any time; off, the last step's graph is given up."""
         self.differentiable = differentiable
+
+    @property
+    def differentiable(self) -> bool:
+        """:return: whether :attr:`transition` carries a graph"""
+        return self._differentiable
+
+    @differentiable.setter
+    def differentiable(self, differentiable: bool) -> None:
+        self._differentiable = differentiable
+        if not differentiable and self.transition is not None:
+            self.transition = self.transition.detached()
 
     def get_state(self) -> np.ndarray:
         """:return: the differentiable states (num_envs, state_size)"""
-        return self._require_state().numpy().copy()
+        return _array(self._require_state())
 
     def set_state(self, state: np.ndarray) -> None:
         """
@@ -324,58 +383,74 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         state = np.asarray(state)
         if state.shape != (self.num_envs, self.core.state_size):
             raise ValueError(f"The states have shape {(self.num_envs, self.core.state_size)}, not {state.shape}.")
-        self._state = th.as_tensor(state, dtype=self.core.torch_dtype).clone()
+        self._state, self.transition = _as_state(state, self.core), None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None or self._generator is None:
-            self._generator = _generator(self.np_random)
-        self.transition = None
+            self._generator = _generator(self.np_random, self.core.torch_device)
         # The episode's clock does not start at 0 until a staggered environment has reached the time limit once.
         self._head_start[:] = np.arange(self.num_envs) * (self.max_episode_steps or 0) // self.num_envs if self.stagger else 0
         self._episode_steps[:] = self._head_start
         with th.no_grad():
-            self._state = self.core.initial_state(self.num_envs, self._generator, options)
-            return self.core.observe(self._state).numpy().copy(), {}
+            state = self.core.initial_state(self.num_envs, self._generator, options)
+            if not self._reset_checked:
+                check_initial_state(self.core, self.num_envs, state)
+                self._reset_checked = True
+            self._state, self.transition = state, None
+            return _array(self.core.observe(state)), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """
         :param actions: (num_envs, action_dim)
-        :return: observations after any reset, rewards, terminated, truncated, and infos in which ``final_obs`` (with the
-            mask ``_final_obs``) holds the observations before the reset of the episodes that ended
+        :return: observations after any reset, rewards, terminated, truncated, and infos: where episodes ended, as Gymnasium's
+            ``SyncVectorEnv`` has them, ``final_obs`` (an array of objects: the observation before the reset, or ``None``) and
+            ``final_info`` (empty, as there is no info) with their masks ``_final_obs`` and ``_final_info``
         """
-        step = transition(self.core, self._require_state(), _as_action(actions, self.core, self.num_envs), self.differentiable)
-        self.transition = step
+        state, sent = self._require_state(), _as_action(actions, self.core, self.num_envs)
+        if not self._step_checked:
+            check_step(self.core, state, sent)
+            self._step_checked = True
+        self.transition = step = transition(self.core, state, sent, self.differentiable)
         self._state = step.next_state.detach()
         self._episode_steps += 1
-        terminated = step.terminated.numpy().copy()
+        terminated = _array(step.terminated)
         if self.max_episode_steps is None:
             truncated = np.zeros(self.num_envs, dtype=bool)
         else:
             truncated = (self._episode_steps >= self.max_episode_steps) & ~terminated
         self._head_start[truncated] = 0
-        observation = step.observation.detach().numpy().copy()
+        observation = _array(step.observation)
         infos: dict[str, Any] = {}
         done = terminated | truncated
         if done.any():
-            infos = {"final_obs": observation.copy(), "_final_obs": done}
+            final = np.full(self.num_envs, None, dtype=object)
+            for index, last in zip(np.flatnonzero(done), observation[done]):
+                final[index] = last
+            infos = {"final_obs": final, "_final_obs": done, "final_info": {}, "_final_info": done.copy()}
             observation[done] = self._restart(done)
-        return observation, step.reward.detach().numpy().copy(), terminated, truncated, infos
+        return observation, _array(step.reward), terminated, truncated, infos
 
     def _restart(self, done: np.ndarray) -> np.ndarray:
         """Give the finished environments fresh starts; return their first observations."""
         assert self._state is not None and self._generator is not None
         with th.no_grad():
             fresh = self.core.initial_state(int(done.sum()), self._generator)
-            self._state = self._state.index_put((th.from_numpy(done),), fresh)
+            self._state = self._state.index_put((th.from_numpy(done).to(self.core.torch_device),), fresh)
             self._episode_steps[done] = self._head_start[done]
-            return self.core.observe(fresh).numpy()
+            return _array(self.core.observe(fresh))
 
     def render(self) -> tuple[np.ndarray, ...] | None:
+        """
+        :return: a picture of every environment, where the last step led to: of the end of its episode, if that was the last
+        """
         if self.render_mode is None:
             gym.logger.warn('render() draws nothing without a render mode: make the environment with render_mode="rgb_array".')
             return None
-        return tuple(self.core.render(state) for state in self._require_state())
+        if self.transition is None:
+            return tuple(self.core.render(state) for state in self._require_state())
+        shown = self.transition.detached()
+        return tuple(self.core.render(state, action) for state, action in zip(shown.next_state, shown.action))
 
     def _require_state(self) -> th.Tensor:
         if self._state is None:
@@ -384,8 +459,13 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
 
 def _as_action(action: Any, core: FunctionalEnv, n: int) -> th.Tensor:
-    """The actions as a tensor (n, action_dim) of the core's type, never sharing the caller's memory."""
+    """The actions as a tensor (n, action_dim) of the core's type and device, never sharing the caller's memory."""
     array = np.asarray(action)
     if array.size != n * core.action_dim:
         raise ValueError(f"{n} action(s) of shape {core.action_space.shape} were expected, not an array {array.shape}.")
-    return th.from_numpy(np.array(array, dtype=core.dtype).reshape(n, core.action_dim))
+    return th.from_numpy(np.array(array, dtype=core.dtype).reshape(n, core.action_dim)).to(core.torch_device)
+
+
+def _as_state(state: np.ndarray, core: FunctionalEnv) -> th.Tensor:
+    """The state as a tensor of the core's type and device, never sharing the caller's memory."""
+    return th.from_numpy(np.array(state, dtype=core.dtype)).to(core.torch_device)

@@ -10,9 +10,11 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 
 from gippo_envs.core import FunctionalEnv
+from gippo_envs.landscape import curve, landscape
 
 
 @dataclass
@@ -22,12 +24,16 @@ class Function(FunctionalEnv):
 
     :param dim: number of variables, one or more
     :param dtype: ``"float32"`` or ``"float64"``
+    :param device: of torch
     """
 
     dim: int = 1
     dtype: str = "float32"
+    device: str = "cpu"
     bound: ClassVar[float]
     """the action box [-1, 1] stands for [-bound, bound]"""
+    minimum: ClassVar[float] = 0.0
+    """what every variable is at the minimum, where the value is 0"""
 
     def __post_init__(self) -> None:
         if self.dim < 1:
@@ -44,14 +50,46 @@ class Function(FunctionalEnv):
         """
 
     def initial_state(self, n: int, generator: th.Generator, options: dict[str, Any] | None = None) -> th.Tensor:
-        return th.zeros(n, 0, dtype=self.torch_dtype)
+        return th.zeros(n, 0, dtype=self.torch_dtype, device=self.torch_device)
 
     def step(self, state: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        reward = -self.value(action * self.bound)
-        return state, reward, th.ones(len(action), dtype=th.bool)
+        return state, -self.cost(state, action), th.ones(len(action), dtype=th.bool, device=self.torch_device)
+
+    def cost(self, state: th.Tensor, action: th.Tensor) -> th.Tensor:
+        """
+        :param state: (n or 1, state_size)
+        :param action: (n, dim)
+        :return: the function's value, minus the reward, (n,)
+        """
+        return self.value(action * self.bound)
+
+    def optimum(self, state: th.Tensor) -> th.Tensor:
+        """
+        :param state: (n, state_size)
+        :return: the best actions, (n, dim)
+        """
+        return state.new_full((len(state), self.dim), self.minimum / self.bound)
 
     def observe(self, state: th.Tensor) -> th.Tensor:
-        return th.zeros(len(state), 1, dtype=self.torch_dtype)
+        return th.zeros(len(state), 1, dtype=self.torch_dtype, device=self.torch_device)
+
+    @th.no_grad()
+    def render(self, state: th.Tensor, action: th.Tensor | None = None) -> np.ndarray:
+        """
+        The function over the action box: its curve, or its landscape over the first two variables, where the others are at
+        the minimum. The minimum is marked, and the action with its own value.
+        """
+        state = state[None]
+        best = self.optimum(state)
+        n = 800 if self.dim == 1 else 200
+        axis = th.linspace(-1.0, 1.0, n, dtype=self.torch_dtype, device=self.torch_device)
+        variables = [axis] if self.dim == 1 else [axis.repeat_interleave(n), axis.repeat(n)]
+        first = th.stack(variables, dim=1)
+        values = self.cost(state, th.cat([first, best[:, 2:].expand(len(first), -1)], dim=1)).cpu().numpy()
+        guess = None if action is None else (*action[:2].tolist(), self.cost(state, action[None]).item())
+        if self.dim == 1:
+            return curve(values, best.item(), guess)
+        return landscape(values.reshape(n, n), tuple(best[0, :2].tolist()), guess)
 
 
 @dataclass
@@ -88,6 +126,7 @@ class Rosenbrock(Function):
     """Rosenbrock's valley, f = Σ 100·(x_{i+1} - x_i²)² + (1 - x_i)²; in one dimension (1 - x)²."""
 
     bound: ClassVar[float] = 2.048
+    minimum: ClassVar[float] = 1.0
 
     def value(self, x: th.Tensor) -> th.Tensor:
         if self.dim == 1:
@@ -114,6 +153,7 @@ class Contextual(Function):
 
     :param dim: number of variables, one or more
     :param dtype: ``"float32"`` or ``"float64"``
+    :param device: of torch
     """
 
     dim: int = 4
@@ -123,16 +163,22 @@ class Contextual(Function):
         super().__post_init__()
         self.state_size = self.context_dim
         self.observation_space = self.box(-1.0, 1.0, self.context_dim)
-        generator = th.Generator().manual_seed(0)
-        self.weights = th.randn(self.dim, self.context_dim, generator=generator).to(self.torch_dtype)
+        generator = th.Generator().manual_seed(0)  # on the CPU: the problem does not depend on where it is computed
+        weights = th.randn(self.dim, self.context_dim, generator=generator)
+        self.weights = weights.to(self.torch_device, self.torch_dtype)
 
     def initial_state(self, n: int, generator: th.Generator, options: dict[str, Any] | None = None) -> th.Tensor:
-        return 2 * th.rand(n, self.context_dim, generator=generator, dtype=self.torch_dtype) - 1
+        shape = n, self.context_dim
+        return 2 * th.rand(shape, generator=generator, dtype=self.torch_dtype, device=self.torch_device) - 1
 
-    def step(self, state: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        optimum = 0.3 * (state @ self.weights.T).sin()
-        reward = -self.value((action - optimum) * self.bound)
-        return state, reward, th.ones(len(action), dtype=th.bool)
+    def cost(self, state: th.Tensor, action: th.Tensor) -> th.Tensor:
+        return self.value((action - self._shift(state)) * self.bound)
+
+    def optimum(self, state: th.Tensor) -> th.Tensor:
+        return super().optimum(state) + self._shift(state)
+
+    def _shift(self, state: th.Tensor) -> th.Tensor:
+        return 0.3 * (state @ self.weights.T).sin()
 
     def observe(self, state: th.Tensor) -> th.Tensor:
         return state

@@ -61,6 +61,13 @@ class Canvas:
         r = radius * self._scale
         self._draw.ellipse([x - r, y - r, x + r, y + r], fill=color)
 
+    def image(self, pixels: np.ndarray, low: Point, high: Point) -> None:
+        """Stretch an image (rows, columns, 3) of unsigned bytes over the rectangle between these world points."""
+        from PIL import Image
+
+        left, bottom, right, top = (round(value) for point in (low, high) for value in self._pixel(point))
+        self._image.paste(Image.fromarray(pixels).resize((right - left, bottom - top), resample=2), (left, top))
+
     def array(self) -> np.ndarray:
         """:return: the picture (height, width, 3) of unsigned bytes"""
         return np.asarray(self._image.resize(self.size, resample=1))

@@ -24,6 +24,9 @@ class TorchVecEnv(VecEnv):
     episodes that staggering cut short are not.
     One random stream, seeded by the first of SB3's seeds, serves all environments.
 
+    It can be copied and pickled at any time, during training as well. The copy goes on as the original does; it has no
+    gradient until its next step, and no monitor file, which two cannot write.
+
     :param env: the batched environment
     :param monitor_file: where to log the episodes (Monitor's csv format); ``None`` for nowhere
     """
@@ -42,6 +45,9 @@ class TorchVecEnv(VecEnv):
         if monitor_file is not None:
             env_id = env.spec.id if env.spec is not None else None
             self._writer = ResultsWriter(monitor_file, header={"t_start": self._start, "env_id": str(env_id)})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "step_gradient": None, "_writer": None}
 
     def reset(self) -> np.ndarray:
         observations, _ = self.env.reset(seed=self._seeds[0], options=self._options[0] or None)
@@ -109,6 +115,7 @@ class TorchVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         self._refuse_some(indices)
         setattr(self.env, attr_name, value)
+        self._drop_graph()
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -116,7 +123,13 @@ class TorchVecEnv(VecEnv):
         """Call a method of the batched environment, once; its result is returned for every environment."""
         self._refuse_some(indices)
         result = getattr(self.env, method_name)(*method_args, **method_kwargs)
+        self._drop_graph()
         return [result] * self.num_envs
+
+    def _drop_graph(self) -> None:
+        """After a change of the environment: with gradients switched off, nobody needs the last step's."""
+        if not self.env.differentiable:
+            self.step_gradient = None
 
     def _refuse_some(self, indices: VecEnvIndices) -> None:
         if indices is not None and list(self._get_indices(indices)) != list(range(self.num_envs)):

@@ -45,6 +45,7 @@ class CartPoleSwingUp(FunctionalEnv):
     :param start_speed_spread: the same for ẋ (m/s) and θ̇ (rad/s)
     :param frozen_mass_matrix: keep the mass matrix of the step's first substep, as DiffRL does
     :param dtype: ``"float32"`` or ``"float64"``
+    :param device: of torch
     :raises ValueError: for constants no cart-pole can have
     """
 
@@ -65,6 +66,7 @@ class CartPoleSwingUp(FunctionalEnv):
     start_speed_spread: float = 0.5
     frozen_mass_matrix: bool = False
     dtype: str = "float32"
+    device: str = "cpu"
 
     render_fps: ClassVar[int] = 60
 
@@ -82,10 +84,10 @@ class CartPoleSwingUp(FunctionalEnv):
         self.action_space = self.box(-1.0, 1.0, 1)
 
     def initial_state(self, n: int, generator: th.Generator, options: dict[str, Any] | None = None) -> th.Tensor:
-        uniform = th.rand(n, 4, generator=generator, dtype=self.torch_dtype) - 0.5
+        uniform = th.rand(n, 4, generator=generator, dtype=self.torch_dtype, device=self.torch_device) - 0.5
         spread = [self.start_spread, self.start_spread, self.start_speed_spread, self.start_speed_spread]
         center = [0.0, -math.pi, 0.0, 0.0]
-        return th.tensor(center, dtype=self.torch_dtype) + uniform * th.tensor(spread, dtype=self.torch_dtype)
+        return uniform.new_tensor(center) + uniform * uniform.new_tensor(spread)
 
     def step(self, state: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         x, angle, speed, spin = state.unbind(1)
@@ -110,13 +112,13 @@ class CartPoleSwingUp(FunctionalEnv):
         wrapped = th.atan2(angle.sin(), angle.cos())
         reward = -wrapped.square() - 0.1 * spin.square() - 0.05 * x.square() - 0.1 * speed.square()
         next_state = th.stack([x, angle, speed, spin], dim=1)
-        return next_state, reward, th.zeros(len(state), dtype=th.bool)
+        return next_state, reward, th.zeros(len(state), dtype=th.bool, device=self.torch_device)
 
     def observe(self, state: th.Tensor) -> th.Tensor:
         x, angle, speed, spin = state.unbind(1)
         return th.stack([x, speed, angle.sin(), angle.cos(), spin], dim=1)
 
-    def render(self, state: th.Tensor) -> np.ndarray:
+    def render(self, state: th.Tensor, action: th.Tensor | None = None) -> np.ndarray:
         x, angle = float(state[0]), float(state[1])
         canvas = Canvas(600, 300, center=(0.0, 0.2), scale=600 / (2 * self.rail + 2.0))
         canvas.line((-self.rail, 0.0), (self.rail, 0.0), (150, 150, 150), 0.04)

@@ -69,6 +69,7 @@ class PaceCar(FunctionalEnv):
         which gives y a gradient: the paper's membership averaged over logistic noise of scale τ on y. Going out of lane
         remains discrete.
     :param dtype: ``"float32"`` or ``"float64"``
+    :param device: of torch
     """
 
     lanes: int = 1
@@ -91,28 +92,29 @@ class PaceCar(FunctionalEnv):
     spread: float = 0.2
     lane_softness: float = 0.0
     dtype: str = "float32"
+    device: str = "cpu"
 
     render_fps: ClassVar[int] = 33
 
     def __post_init__(self) -> None:
         self._check()
-        n = self.vehicles
+        n, device = self.vehicles, self.torch_device
         self.state_size = 4 + 2 * n + (len(RANDOMIZED) * n if self.randomize else 0)
         self.observation_space = self.box(-np.inf, np.inf, 4 * (n + 1))
         self.action_space = self.box(-1.0, 1.0, 2)
-        places = th.tensor([n // self.lanes + (lane < n % self.lanes) for lane in range(self.lanes)])
+        places = th.tensor([n // self.lanes + (lane < n % self.lanes) for lane in range(self.lanes)], device=device)
         self._places = places
-        self._lane = th.arange(self.lanes).repeat_interleave(places)
-        self._place = th.arange(n) - (places.cumsum(0) - places)[self._lane]
-        self._centers = self._tensor(self.lane_width * th.arange(self.lanes))
+        self._lane = th.arange(self.lanes, device=device).repeat_interleave(places, output_size=n)
+        self._place = th.arange(n, device=device) - (places.cumsum(0) - places)[self._lane]
+        self._centers = self._tensor(self.lane_width * th.arange(self.lanes, device=device))
         self._y = self._centers[self._lane]
-        self._starts = th.zeros(self.lanes, 4 + 2 * n, dtype=self.torch_dtype)
+        self._starts = th.zeros(self.lanes, 4 + 2 * n, dtype=self.torch_dtype, device=device)
         self._starts[:, 0] = self.spacing * (places - 1).clamp(min=0) + self.start_gap
         self._starts[:, 1] = self._centers
         self._starts[:, 4 : 4 + n] = self.spacing * self._place
         # The foremost vehicle of a lane follows itself, far ahead: a free road.
         foremost = self._place == places[self._lane] - 1
-        self._ahead = th.arange(n) + (~foremost).long()
+        self._ahead = th.arange(n, device=device) + (~foremost).long()
         self._free = self._tensor(self.free_gap + self.length) * foremost
         # Constants as tensors of the right type: a Python number costs a conversion, as long as the operation itself.
         self._driver = self._drivers(self._tensor(getattr(self.idm, name)) for name in RANDOMIZED)
@@ -123,7 +125,7 @@ class PaceCar(FunctionalEnv):
         self._collision, self._far = self._tensor(self.collision_distance**2), self._tensor(self.max_distance**2)
 
     def _tensor(self, value: Any) -> th.Tensor:
-        return th.as_tensor(value, dtype=self.torch_dtype)
+        return th.as_tensor(value, dtype=self.torch_dtype, device=self.torch_device)
 
     def _drivers(self, constants: Iterable[th.Tensor]) -> IDM:
         """:return: ``idm`` with those of ``RANDOMIZED`` replaced"""
@@ -157,18 +159,19 @@ class PaceCar(FunctionalEnv):
         """
         lane = (options or {}).get("lane")
         if lane is None:
-            lanes = th.randint(self.lanes, (n,), generator=generator)
+            lanes = th.randint(self.lanes, (n,), generator=generator, device=self.torch_device)
         elif lane in range(self.lanes):
-            lanes = th.full((n,), int(lane))
+            lanes = th.full((n,), int(lane), device=self.torch_device)
         else:
             raise ValueError(f'options["lane"] must be an integer from 0 to {self.lanes - 1}, not {lane!r}.')
         start = self._starts[lanes]
         if not self.randomize:
             return start
-        counts = 1 + (th.rand(n, self.lanes, generator=generator) * self._places).long()
+        counts = 1 + (th.rand(n, self.lanes, generator=generator, device=self.torch_device) * self._places).long()
         pace, s, rest = start.split([4, self.vehicles, self.vehicles], dim=1)
         s = s.where(self._place < counts[:, self._lane], 2 * self.free_gap)
-        uniform = th.rand(n, len(RANDOMIZED), self.vehicles, generator=generator, dtype=self.torch_dtype)
+        shape = n, len(RANDOMIZED), self.vehicles
+        uniform = th.rand(shape, generator=generator, dtype=self.torch_dtype, device=self.torch_device)
         constants = self._tensor([getattr(self.idm, name) for name in RANDOMIZED])[:, None]
         return th.cat([pace, s, rest, (constants * (1 + self.spread * (2 * uniform - 1))).flatten(1)], dim=1)
 
@@ -255,7 +258,7 @@ class PaceCar(FunctionalEnv):
         out = (y - self._centers).abs().amin(1, keepdim=True) >= self._half_width
         return (collision | far | behind | out).squeeze(1)
 
-    def render(self, state: th.Tensor) -> np.ndarray:
+    def render(self, state: th.Tensor, action: th.Tensor | None = None) -> np.ndarray:
         x, y, heading, speed = state[:4].tolist()
         s, speeds = (part[0].tolist() for part in self._split(state[None])[4:6])
         vehicles = [*zip(s, self._y.tolist(), speeds), (x, y, speed)]
