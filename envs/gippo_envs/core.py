@@ -281,6 +281,7 @@ class SingleEnv(gym.Env[np.ndarray, np.ndarray]):
         if self.differentiable:
             grad = jacobians(self.core, state, sent)
             grad.update(action=_array(sent[0]), obs=observation.copy(), reward=_array(step.reward[0]))
+            grad.update(state=_array(state[0]), next_state=_array(step.next_state[0]))
             info["grad"] = grad
         return observation, reward, bool(step.terminated), False, info
 
