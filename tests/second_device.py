@@ -5,9 +5,10 @@ Its name is ``"meta"``, torch's device of tensors without data, which autograd k
 made on it have data. Tensors of both devices do not mix, except where CUDA lets them: ``to`` and ``copy_``, indices, and
 numbers (0-dim tensors of the CPU) in pointwise operations. There is no numpy array of a tensor on it, and no fused optimizer.
 
-What it does not know: kernels that round in their own way, streams, and tensors made of lists on it
-(``th.tensor([0.0], device=...)``), which have no data and are refused by the first operation. Files do not remember it: what
-is saved there is loaded where ``map_location`` says.
+What it does not know: kernels that round in their own way; streams; the device of a cotangent, which autograd asks for plain
+tensors only, so that a wrong one is refused by the first operation that mixes; tensors made of lists on it
+(``th.tensor([0.0], device=...)``), which have no data and are refused as well. Files do not remember it: what is saved there
+is loaded where ``map_location`` says.
 """
 
 from __future__ import annotations

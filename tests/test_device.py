@@ -239,7 +239,7 @@ REFUSED: dict[str, Callable[[th.Tensor], Any]] = {
     "number in place": lambda there: th.tensor(1.0).add_(there[0]),
     "indices": lambda there: th.ones(3)[there.long()],
     "written values": lambda there: there.index_put_((th.tensor([0]),), th.ones(1)),
-    "backward": lambda there: (there.requires_grad_() * 2).backward(th.ones(3)),
+    "backward": lambda there: there.requires_grad_().square().backward(th.ones(3)),
     "array": lambda there: there.numpy(),
     "numpy's array": lambda there: np.asarray(there),
     "fused optimizer": lambda there: fused_step(there),
