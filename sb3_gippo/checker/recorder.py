@@ -13,7 +13,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_gippo.rollout.step_gradient import GradientChannelError
+from sb3_gippo.rollout.step_gradient import GradientChannelError, as_array
 
 FLOATS = ("float32", "float64")
 
@@ -151,7 +151,7 @@ class Recorder:
         self.handed_over.clear()
 
     def _keep(self, name: str, array: Any, before: np.ndarray | None = None) -> np.ndarray:
-        array = np.asarray(array)
+        array = as_array(array)
         self.handed_over.append((name, array, array.copy() if before is None else before))
         return array.copy()
 

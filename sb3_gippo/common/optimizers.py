@@ -23,6 +23,17 @@ def adam(parameters: list[nn.Parameter], **kwargs: Any) -> th.optim.Adam | None:
     return th.optim.Adam(parameters, fused=parameters[0].device.type in ("cpu", "cuda"), **kwargs)
 
 
+def load_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -> None:
+    """
+    Load an optimizer's state, which another device may have left: the kernels stay those of the device it is on now.
+
+    :param optimizer: of :func:`adam`
+    :param state: its ``state_dict``
+    """
+    groups = [{**group, "fused": own["fused"]} for group, own in zip(state["param_groups"], optimizer.param_groups)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
 def trainable(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     """:return: those that are not frozen (``requires_grad``)"""
     return [parameter for parameter in parameters if parameter.requires_grad]

@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
 from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule
-from sb3_gippo.common.optimizers import adam, copies, restore, snapshot, trainable
+from sb3_gippo.common.optimizers import adam, copies, load_state, restore, snapshot, trainable
 from sb3_gippo.gippo.alpha_step import AlphaController, AlphaStep, Diagnostics, Made, in_double
 from sb3_gippo.on_policy.actor import Actor
 from sb3_gippo.rollout.action_gradients import Gaussian
@@ -444,7 +444,7 @@ class TrustRegionStep(AlphaStep):
         if state["initial_alpha"] != self.initial_alpha:
             return
         if self.optimizer is not None and state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_state(self.optimizer, state["optimizer"])
         for name, value in state["controller"].items():
             setattr(self.controller, name, value)
         self.controller.alpha = min(self.alpha, self.settings.max_alpha)

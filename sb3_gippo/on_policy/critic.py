@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
 from sb3_gippo.common.hyperparameters import check_integer, check_schedule
-from sb3_gippo.common.optimizers import adam, trainable
+from sb3_gippo.common.optimizers import adam, load_state, trainable
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class CriticFit:
         """:param state: of :meth:`state_dict`"""
         if self.optimizer is not None and state["optimizer"] is not None:
             rates = [group["lr"] for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_state(self.optimizer, state["optimizer"])
             for group, rate in zip(self.optimizer.param_groups, rates):
                 group["lr"] = rate
         for observations, returns in state["memory"]:

@@ -45,7 +45,9 @@ def action_gradients(
     :param gae_lambda: λ
     :return: g (T, n_envs, m), with respect to the policy's action
     """
-    assert not continues[-1].any(), "nothing may flow in from behind the window's end"
+    # Asked for once: on another device than the CPU every question waits for it.
+    goes_on_anywhere = continues.any(dim=1).tolist()
+    assert not goes_on_anywhere[-1], "nothing may flow in from behind the window's end"
     gradients = th.zeros_like(action_scale)
     decay = gamma * gae_lambda
     state_bar: th.Tensor | None = None
@@ -57,7 +59,7 @@ def action_gradients(
         next_obs_bar = gamma * value_gradients[t].where(bootstrap[t, :, None], 0.0) + decay * obs_bar.where(goes_on, 0.0)
         state_bar, action_bar = step_gradients[t].vjp(state_bar, next_obs_bar * observation_scale[t], reward_scale[t])
         gradients[t] = action_bar * action_scale[t]
-        if t > 0 and continues[t - 1].any():
+        if t > 0 and goes_on_anywhere[t - 1]:
             # Where the episode goes on, o_t is o'_{t-1}; elsewhere the value is not used.
             obs_bar = policy_vjp(t, gradients[t]) - value_gradients[t - 1]
     return gradients

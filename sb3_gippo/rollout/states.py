@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_gippo.rollout.step_gradient import STATES, state_size
+from sb3_gippo.rollout.step_gradient import STATES, as_array, state_size
 
 
 @contextmanager
@@ -50,12 +50,12 @@ def _with_state(env: gym.Env) -> Any:
 
 def _telling(env: Any, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def telling(action: Any) -> Any:
-        before = np.array(env.get_state())
+        before = np.array(as_array(env.get_state()))
         outcome = step(action)
         info = outcome[4]
         grad = info.get("grad")
         if isinstance(grad, dict) and not any(key in grad for key in STATES):
-            after = np.array(env.get_state())
+            after = np.array(as_array(env.get_state()))
             with suppress(ValueError):  # arrays that are none are refused elsewhere, in a sentence
                 if before.shape == after.shape == (state_size(grad),):
                     info["grad"] = {**grad, **dict(zip(STATES, (before, after)))}

@@ -218,7 +218,7 @@ def _arrays(index: int, grad: Any) -> dict[str, np.ndarray]:
                 f'info["grad"] of environment {index} has an unknown key {key!r}: known are {", ".join(known)}.'
             )
         try:
-            array = _array(grad[key])
+            array = as_array(grad[key])
         except (ValueError, TypeError, RuntimeError, NotImplementedError):  # rows of different lengths, a tensor without data
             array = np.array(None)
         if array.dtype.kind not in "fiu":
@@ -227,7 +227,7 @@ def _arrays(index: int, grad: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _array(value: Any) -> np.ndarray:
+def as_array(value: Any) -> np.ndarray:
     """A value of the channel as numpy has it: a tensor may have a graph, live on a device, be sparse, or of type bfloat16."""
     if not isinstance(value, th.Tensor):
         return np.asarray(value)

@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_gippo.common.optimizers import adam, trainable
+from sb3_gippo.common.optimizers import adam, load_state, trainable
 from sb3_gippo.on_policy.gradient_ppo import GradientPPO
 from sb3_gippo.rollout.buffer import GradientRolloutBuffer
 
@@ -116,7 +116,7 @@ class RP(GradientPPO):
     def _load_learner_state(self, state: dict[str, Any]) -> None:
         super()._load_learner_state(state)
         if self.actor_optimizer is not None and state.get("actor_optimizer") is not None:
-            self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+            load_state(self.actor_optimizer, state["actor_optimizer"])
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "actor_optimizer"]
