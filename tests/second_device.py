@@ -6,15 +6,15 @@ made on it have data. Tensors of both devices do not mix, except where CUDA lets
 numbers (0-dim tensors of the CPU) in pointwise operations. There is no numpy array of a tensor on it, and no fused optimizer.
 
 What it does not know: kernels that round in their own way; streams; the device of a cotangent, which autograd asks for plain
-tensors only, so that a wrong one is refused by the first operation that mixes; tensors made of lists on it
-(``th.tensor([0.0], device=...)``), which have no data and are refused as well. Files do not remember it: what is saved there
-is loaded where ``map_location`` says.
+tensors only, so that a wrong one is refused by the first operation that mixes; random numbers of its own; tensors made of lists by
+``new_tensor``, which have no data and are refused. Files do not remember it: what is saved there is loaded where
+``map_location`` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -135,10 +135,21 @@ def _unwrapped(value: Any) -> Any:
     return value.on_cpu if isinstance(value, Elsewhere) else value
 
 
+def _made_on_the_cpu_first(make: Callable[..., th.Tensor]) -> Callable[..., th.Tensor]:
+    """:return: ``th.tensor`` or ``th.as_tensor``, which would make tensors of lists without data"""
+
+    def made(data: Any, *, device: Any = None, **kwargs: Any) -> th.Tensor:
+        tensor = make(data, **kwargs)
+        return tensor if device is None else tensor.to(device)
+
+    return made
+
+
 @contextmanager
 def second_device(without_float64: bool = False) -> Iterator[SecondDevice]:
     """Within this context ``device="meta"`` is the second device."""
     load: Any = th.load
+    generator = th.Generator  # random numbers are drawn on the CPU
 
     def load_there(*args: Any, map_location: Any = None, **kwargs: Any) -> Any:
         if th.device(map_location or "cpu") != DEVICE:
@@ -150,7 +161,11 @@ def second_device(without_float64: bool = False) -> Iterator[SecondDevice]:
     swaps = th.__future__.get_swap_module_params_on_conversion()
     th.__future__.set_swap_module_params_on_conversion(True)
     try:
-        with SecondDevice(without_float64) as device, mock.patch.object(th, "load", load_there):
+        with SecondDevice(without_float64) as device, ExitStack() as stack:
+            stack.enter_context(mock.patch.object(th, "load", load_there))
+            stack.enter_context(mock.patch.object(th, "Generator", lambda device="cpu": generator()))
+            for name in ("tensor", "as_tensor"):
+                stack.enter_context(mock.patch.object(th, name, _made_on_the_cpu_first(getattr(th, name))))
             yield device
     finally:
         th.__future__.set_swap_module_params_on_conversion(swaps)

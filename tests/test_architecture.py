@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"sb3_gippo": ROOT / "sb3_gippo", "gippo_envs": ROOT / "envs" / "gippo_envs"}
+PAGE = ROOT / "docs" / "architecture.md"
 ALLOWED = {
     room: set(imports.replace("`", "").replace(",", " ").split()) - {"–"}
-    for room, imports in re.findall(r"^\| `([a-z_]+)/` \| [^|]* \| ([^|]*) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+    for room, imports in re.findall(r"^\| `([a-z_]+)/` \| [^|]* \| ([^|]*) \|$", PAGE.read_text(), re.M)
 }
 """by room of sb3_gippo, what the table of the page says it imports"""
 

@@ -26,7 +26,7 @@ import gippo_envs
 from gippo_envs import BatchedEnv, FunctionalEnv, SingleEnv
 from gippo_envs.core import transition
 from tests.reference import LinearQuadratic
-from tests.simulated_device import ThereTensor, simulated_device
+from tests.second_device import DEVICE, Elsewhere, second_device
 
 FUNCTIONS = ["DeJong-v0", "DeJong64-v0", "Ackley-v0", "Ackley64-v0", "Rosenbrock-v0", "Rastrigin-v0"]
 IDS = [*FUNCTIONS, "CartPoleSwingUp-v0"]
@@ -443,15 +443,13 @@ def everything(env_id: str, constants: dict[str, Any], device: str) -> list[np.n
 
 
 @pytest.mark.parametrize("env_id, constants", VARIANTS)
-def test_on_another_device_the_numbers_are_the_same(
-    env_id: str, constants: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_another_device_the_numbers_are_the_same(env_id: str, constants: dict[str, Any]) -> None:
     expected = everything(env_id, constants, "cpu")
-    with simulated_device(monkeypatch) as device:
-        found = everything(env_id, constants, device)
-        env = batched(env_id, 2, device=device, **constants)
+    with second_device():
+        found = everything(env_id, constants, DEVICE.type)
+        env = batched(env_id, 2, device=DEVICE.type, **constants)
         env.step(np.zeros(env.action_space.shape, dtype=np.float32))  # type: ignore[arg-type]
-        assert env.transition is not None and all(type(tensor) is ThereTensor for tensor in env.transition)
+        assert env.transition is not None and all(type(tensor) is Elsewhere for tensor in env.transition)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -243,7 +243,7 @@ REFUSED: dict[str, Callable[[th.Tensor], Any]] = {
     "array": lambda there: there.numpy(),
     "numpy's array": lambda there: np.asarray(there),
     "fused optimizer": lambda there: fused_step(there),
-    "tensor without data": lambda there: there + th.tensor([1.0, 2.0, 3.0], device=DEVICE),
+    "tensor without data": lambda there: there + there.new_tensor([1.0, 2.0, 3.0]),
 }
 
 

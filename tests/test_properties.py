@@ -56,7 +56,8 @@ class Linear:
     """A step gradient of constant matrices."""
 
     def __init__(self, seed: int, n_envs: int):
-        blocks = {"state_state": (2, 2), "state_action": (2, 1), "obs_state": (3, 2), "reward_state": (2,), "reward_action": (1,)}
+        blocks: dict[str, tuple[int, ...]] = {"state_state": (2, 2), "state_action": (2, 1), "obs_state": (3, 2)}
+        blocks.update(reward_state=(2,), reward_action=(1,))
         arrays = {key: 0.5 * normal(seed + i, n_envs, *shape) for i, (key, shape) in enumerate(blocks.items())}
         empty = np.zeros((n_envs, 1)), np.zeros((n_envs, 3)), np.zeros(n_envs)
         self.dense = DenseStepGradient(arrays, 2, *empty)
@@ -109,10 +110,12 @@ def test_a_training_does_not_depend_on_the_unit_of_the_reward(unit: float) -> No
     """A window of one step, whose advantages hold nothing but rewards: powers of 2 leave no rounding."""
 
     class Scaled(GIPPO):
+        unit = 1.0
+
         def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
             done = super().collect_rollouts(*args, **kwargs)
-            self.rollout_buffer.advantages = scale * self.rollout_buffer.advantages
-            self.rollout_buffer.action_gradients = scale * self.rollout_buffer.action_gradients
+            self.rollout_buffer.advantages = self.unit * self.rollout_buffer.advantages
+            self.rollout_buffer.action_gradients = self.unit * self.rollout_buffer.action_gradients
             return done
 
     policies = []
@@ -121,6 +124,7 @@ def test_a_training_does_not_depend_on_the_unit_of_the_reward(unit: float) -> No
         # Without value loss, and without the 1e-8 that SB3 adds to the advantages' deviation.
         kwargs: dict[str, Any] = {"vf_coef": 0.0, "normalize_advantage": False, "learning_rate": 0.0}
         model = Scaled("MlpPolicy", env, n_steps=1, batch_size=16, n_epochs=1, seed=0, device="cpu", **kwargs)
+        model.unit = scale
         policies.append(model.learn(10 * 16).policy.state_dict())
     for name, value in policies[0].items():
         if "value" not in name:

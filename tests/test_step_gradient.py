@@ -234,7 +234,7 @@ def test_states_are_kept_where_every_environment_tells_them() -> None:
     both = DenseStepGradient.from_infos([{"grad": told}, {"grad": told}], 1, 3)
     assert states_of(both)[1].tolist() == [[1, 1], [1, 1]]  # type: ignore[index]
     assert states_of(DenseStepGradient.from_infos([{"grad": told}, {"grad": one_grad(np.asarray)}], 1, 3)) is None
-    with pytest.raises(GradientChannelError, match="of size 2 in .* but of size 3 in 'next_state'"):
+    with pytest.raises(GradientChannelError, match=r"of size 2 in .* but of size 3 in 'next_state'"):
         DenseStepGradient.from_infos([{"grad": {**told, "next_state": np.ones(3)}}], 1, 3)
 
 

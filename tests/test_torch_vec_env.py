@@ -29,7 +29,7 @@ from gippo_envs.core import BatchedEnv, FunctionalEnv, SingleEnv
 from sb3_gippo import GIPPO, TorchVecEnv, make_vec_env
 from sb3_gippo.rollout.step_gradient import DenseStepGradient, GraphStepGradient
 from tests.reference import Float64Policy, LinearQuadratic
-from tests.simulated_device import ThereTensor, simulated_device
+from tests.second_device import DEVICE, Elsewhere, second_device
 
 FUNCTIONAL = [env_id for env_id, spec in gym.registry.items() if spec.entry_point == "gippo_envs.core:SingleEnv"]
 
@@ -459,12 +459,12 @@ def test_gradients_switched_off_leave_no_graph(how: str) -> None:
     assert env.step_gradient is None and graph() is None
 
 
-def test_the_device_is_a_keyword(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_is_a_keyword() -> None:
     expected = run(make_vec_env("CartPoleSwingUp-v0", 3, seed=0, env_kwargs={"max_episode_steps": 3}), 5)
-    with simulated_device(monkeypatch) as device:
-        env = make_vec_env("CartPoleSwingUp-v0", 3, seed=0, env_kwargs={"max_episode_steps": 3, "device": device})
+    with second_device():
+        env = make_vec_env("CartPoleSwingUp-v0", 3, seed=0, env_kwargs={"max_episode_steps": 3, "device": DEVICE.type})
         found = run(env, 5)
-        assert isinstance(env, TorchVecEnv) and type(env.env.transition.state) is ThereTensor  # type: ignore[union-attr]
+        assert isinstance(env, TorchVecEnv) and type(env.env.transition.state) is Elsewhere  # type: ignore[union-attr]
     np.testing.assert_array_equal(found[0], expected[0])
     for one, other in zip(found[1:], expected[1:]):
         for mine, its in zip(one[:3], other[:3]):

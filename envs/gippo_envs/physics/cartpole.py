@@ -87,7 +87,8 @@ class CartPoleSwingUp(FunctionalEnv):
         uniform = th.rand(n, 4, generator=generator, dtype=self.torch_dtype, device=self.torch_device) - 0.5
         spread = [self.start_spread, self.start_spread, self.start_speed_spread, self.start_speed_spread]
         center = [0.0, -math.pi, 0.0, 0.0]
-        return uniform.new_tensor(center) + uniform * uniform.new_tensor(spread)
+        start, width = (th.tensor(row, dtype=uniform.dtype, device=uniform.device) for row in (center, spread))
+        return start + uniform * width
 
     def step(self, state: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         x, angle, speed, spin = state.unbind(1)
