@@ -6,9 +6,9 @@ made on it have data. Tensors of both devices do not mix, except where CUDA lets
 numbers (0-dim tensors of the CPU) in pointwise operations. There is no numpy array of a tensor on it, and no fused optimizer.
 
 What it does not know: kernels that round in their own way; streams; the device of a cotangent, which autograd asks for plain
-tensors only, so that a wrong one is refused by the first operation that mixes; random numbers of its own; tensors made of lists
-by ``new_tensor``, which have no data and are refused. Files do not remember it: what is saved there is loaded where
-``map_location`` says.
+tensors only, so that a wrong one is refused by the first operation that mixes; random numbers of its own; tensors that
+``new_tensor`` makes of lists, which have no data and are refused. Files do not remember it: what is saved there is loaded
+where ``map_location`` says.
 """
 
 from __future__ import annotations

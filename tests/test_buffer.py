@@ -104,3 +104,12 @@ def test_reset_forgets_the_window() -> None:
     assert buffer.step_gradients == []
     arrays = ("noise", "action_gradients", "next_observations", "bootstrap", "continues", "action_scale", "reward_scale")
     assert not any(getattr(buffer, name).any() for name in arrays)
+
+
+def test_without_gradients_it_takes_no_more_memory_than_sb3s() -> None:
+    pictures = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    sizes = []
+    for cls in (GradientRolloutBuffer, RolloutBuffer):
+        buffer = cls(64, pictures, spaces.Discrete(2), device="cpu", n_envs=2)
+        sizes.append(sum(array.nbytes for array in vars(buffer).values() if isinstance(array, np.ndarray)))
+    assert sizes[0] == sizes[1]

@@ -18,10 +18,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from gippo_envs.core import BatchedEnv, SingleEnv
 from sb3_gippo import GIPPO, TorchVecEnv
+from tests import helpers
 from tests.helpers import is_finite
 from tests.reference import LinearQuadratic, linear_quadratic
 
-SETTINGS: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "critic_steps": 2, "seed": 1, "device": "cpu"}
+SETTINGS: dict[str, Any] = {**helpers.SETTINGS, "critic_steps": 2, "seed": 1}
 
 
 @dataclass

@@ -12,16 +12,12 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_gippo import GIPPO, make_vec_env
-from tests.helpers import SOLVERS, assert_same_learner
+from tests import helpers
+from tests.helpers import SOLVERS, assert_same_learner, cartpole
 
 ITERATION = 4 * 16
-SETTINGS: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu", "alpha": 0.1}
+SETTINGS: dict[str, Any] = {**helpers.SETTINGS, "n_steps": 16, "batch_size": 32, "alpha": 0.1}
 CRITIC = {"critic_steps": 3, "critic_kwargs": {"n_windows": 4}}
-
-
-def cartpole(normalize: bool = False) -> VecEnv:
-    env = make_vec_env("CartPoleSwingUp-v0", 4, seed=1)
-    return VecNormalize(env) if normalize else env
 
 
 def go_on(model: GIPPO, env: VecEnv) -> GIPPO:
@@ -36,7 +32,7 @@ def go_on(model: GIPPO, env: VecEnv) -> GIPPO:
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("kwargs", [{}, CRITIC, {"policy_kwargs": {"squash_actions": True}}])
 def test_learning_goes_on_exactly(solver: str, normalize: bool, kwargs: dict[str, Any], tmp_path: Path) -> None:
-    env = cartpole(normalize)
+    env = VecNormalize(cartpole()) if normalize else cartpole()
     model = GIPPO("MlpPolicy", env, alpha_solver=solver, **SETTINGS, **kwargs).learn(3 * ITERATION)
     model.save(tmp_path / "model", include=["critic_fit"])
     other_env = cartpole()
