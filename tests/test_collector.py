@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -389,3 +391,43 @@ def test_dict_observations_normalised_before_they_are_taken_apart() -> None:
         ours = learn(make(channel=False))
     theirs = PPO("MlpPolicy", make(channel=False), n_steps=8, batch_size=8, n_epochs=1, seed=0, device="cpu").learn(16)
     assert all(th.equal(a, b) for a, b in zip(ours.policy.parameters(), theirs.policy.parameters()))
+
+
+class Differenced(OwnStates):
+    """Takes its gradient from copies of itself that it steps; has a state, and does not tell it."""
+
+    wind = 0.0
+
+    def get_state(self) -> np.ndarray:
+        return self.x.copy()
+
+    def step(self, action: Any) -> Any:
+        ends = []
+        for change in (0.0, 1e-6):
+            twin = copy.deepcopy(self)
+            OwnStates.step(twin, np.asarray(action, dtype=np.float64) + change)
+            ends.append(twin.x)
+        outcome = super().step(action)
+        grad = {key: value for key, value in outcome[4]["grad"].items() if key not in ("state", "next_state")}
+        grad["state_action"] = ((ends[1] - ends[0]) / 1e-6)[:, None]
+        return *outcome[:4], {"grad": grad}
+
+
+def test_environments_that_tell_no_states_are_asked_and_left_as_they_were() -> None:
+    for wrap in (lambda env: env, Monitor):
+        env = DummyVecEnv([lambda wrap=wrap: wrap(Differenced()) for _ in range(2)])  # type: ignore[misc]
+        before = list(env.envs)
+        told: list[bool] = []
+
+        def watch(locals_: Any, _: Any, env: VecEnv = env, told: list[bool] = told) -> bool:
+            told.extend("state" in info["grad"] for info in locals_["infos"])
+            env.set_attr("wind", 1.0)
+            copy.deepcopy(env)
+            return True
+
+        GIPPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, seed=0, device="cpu").learn(16, callback=watch)
+        assert told and all(told)
+        assert env.envs == before and not any("step" in vars(layer.unwrapped) for layer in env.envs)
+        assert wrap is Monitor or env.get_attr("wind") == [1.0, 1.0]
+    with pytest.raises(GradientChannelError, match="was taken from another state"):
+        learn(DummyVecEnv([lambda: Repeat(Differenced())]))

@@ -67,7 +67,8 @@ class GradientPPO(PPO):
     """whether at least one of its action gradients is finite"""
     _gradient_statistics: dict[str, float]
     """of the rollout in the buffer, by the key they are logged under"""
-    _warned: bool = False
+    _warned: tuple[str, ...] = ()
+    """what has been warned of"""
 
     def _wants_gradients(self) -> bool:
         raise NotImplementedError
@@ -219,13 +220,14 @@ class GradientPPO(PPO):
         return completed
 
     def _warn_plain_ppo(self, reason: str) -> None:
-        if not self._warned:
-            warnings.warn(
-                f"{type(self).__name__} trains without gradients, as plain PPO: {reason}. "
-                "Pass `alpha=0` if that is what you want.",
-                stacklevel=2,
-            )
-            self._warned = True
+        self._warn_once(
+            f"{type(self).__name__} trains without gradients, as plain PPO: {reason}. Pass `alpha=0` if that is what you want."
+        )
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            warnings.warn(message, stacklevel=3)
+            self._warned = (*self._warned, message)
 
     def _differentiate(self, buffer: GradientRolloutBuffer) -> None:
         """Fill the window's action gradients, and see whether it has any that are finite."""
@@ -245,13 +247,11 @@ class GradientPPO(PPO):
             self.max_action_grad_norm,
         )
         self._has_gradients, self._gradient_statistics = found
-        if not self._has_gradients and not self._warned:
-            warnings.warn(
+        if not self._has_gradients:
+            self._warn_once(
                 f"Not one action gradient of this window is finite: {type(self).__name__} goes on without them as long as "
-                "that lasts. See what derivatives the environment hands over (check_differentiable_env).",
-                stacklevel=2,
+                "that lasts. See what derivatives the environment hands over (check_differentiable_env)."
             )
-            self._warned = True
 
     @th.no_grad()
     def _use_target_values(self, buffer: GradientRolloutBuffer) -> None:

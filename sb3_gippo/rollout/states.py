@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_gippo.rollout.step_gradient import STATES, as_array, state_size
@@ -21,44 +20,63 @@ def states_told(env: VecEnv) -> Iterator[None]:
 
     :param env: a stack of VecEnvs
     """
-    base = env.unwrapped
-    watched: list[Any] = []
-    for outermost in base.envs if isinstance(base, DummyVecEnv) else ():
-        layer = _with_state(outermost)
-        if layer is not None:
-            with suppress(AttributeError):  # an object without attributes of its own
-                layer.step = _telling(layer, layer.step)
-                watched.append(layer)
+    base: Any = env.unwrapped
+    outermost = list(base.envs) if isinstance(base, DummyVecEnv) else []
+    inserted = []
+    for index, layer in enumerate(outermost):
+        outer, inner = _around_state(layer)
+        if inner is None:
+            continue
+        if outer is None:
+            base.envs[index] = TellStates(inner)
+        else:
+            outer.env = TellStates(inner)
+            inserted.append((outer, inner))
     try:
         yield
     finally:
-        for layer in watched:
-            del layer.step
+        for outer, inner in inserted:
+            outer.env = inner
+        if outermost:
+            base.envs[:] = outermost
 
 
-def _with_state(env: gym.Env) -> Any:
-    """:return: the innermost layer that has ``get_state()`` and a ``step`` nobody has replaced; ``None`` if there is none"""
-    found: Any = None
+def _around_state(env: gym.Env) -> tuple[Any, Any]:
+    """:return: the innermost layer that has ``get_state()``, and the wrapper around it; ``None`` where there is none"""
+    found: tuple[Any, Any] = None, None
+    outer: Any = None
     layer: Any = env
     while True:
-        if hasattr(type(layer), "get_state") and "step" not in vars(layer):
-            found = layer
+        if hasattr(type(layer), "get_state"):
+            found = outer, layer
         if not isinstance(layer, gym.Wrapper):
             return found
-        layer = layer.env
+        outer, layer = layer, layer.env
 
 
-def _telling(env: Any, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def telling(action: Any) -> Any:
-        before = np.array(as_array(env.get_state()))
-        outcome = step(action)
+class TellStates(gym.Wrapper):
+    """
+    Adds ``state`` and ``next_state`` to an ``info["grad"]`` that has neither; all else passes through. (A wrapper, and not a
+    replaced ``step``: an environment may step copies of itself.)
+
+    :param env: has ``get_state() -> (n,)``
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "env" or name.startswith("_"):
+            super().__setattr__(name, value)
+        else:  # what a VecEnv sets is meant for the environment
+            setattr(self.env, name, value)
+
+    def step(self, action: Any) -> Any:
+        env: Any = self.env
+        before = as_array(env.get_state()).copy()
+        outcome = env.step(action)
         info = outcome[4]
         grad = info.get("grad")
         if isinstance(grad, dict) and not any(key in grad for key in STATES):
-            after = np.array(as_array(env.get_state()))
+            after = as_array(env.get_state()).copy()
             with suppress(ValueError):  # arrays that are none are refused elsewhere, in a sentence
                 if before.shape == after.shape == (state_size(grad),):
                     info["grad"] = {**grad, **dict(zip(STATES, (before, after)))}
         return outcome
-
-    return telling
