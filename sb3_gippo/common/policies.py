@@ -86,8 +86,9 @@ class MlpPolicy(ActorCriticPolicy):
         return np.arctanh(np.clip(scaled, -limit, limit))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = ("squash_actions", "state_dependent_std", "layer_norm")
-        return {**super()._get_constructor_parameters(), **{name: getattr(self, name) for name in own}}
+        # Without them it is SB3's policy, whose own class can load the file as well.
+        used = [name for name in ("squash_actions", "state_dependent_std", "layer_norm") if getattr(self, name)]
+        return {**super()._get_constructor_parameters(), **dict.fromkeys(used, True)}
 
 
 def _with_layer_norm(network: nn.Sequential, activation_fn: type[nn.Module]) -> nn.Sequential:

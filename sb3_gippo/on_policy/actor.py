@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch as th
@@ -81,12 +81,12 @@ class Actor:
         :return: the Gaussian, and what the mean's last linear layer receives for it (n, p); p = 0 for a policy without one
         """
         inputs: list[th.Tensor] = []
-        handle = self.policy.action_net.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-        try:
-            with th.no_grad():
-                found = self.gaussian(observations)
-        finally:
-            handle.remove()
+        layer: nn.Module | None = getattr(self.policy, "action_net", None)
+        hook: Any = nullcontext()
+        if layer is not None:
+            hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        with hook, th.no_grad():
+            found = self.gaussian(observations)
         return found, inputs[0].flatten(1) if inputs else found[0].new_zeros(len(found[0]), 0)
 
     @property
