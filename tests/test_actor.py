@@ -158,3 +158,8 @@ def test_policies_can_be_copied_and_pickled(algorithm: Any, learned: bool, tmp_p
     for policy in (model.policy, algorithm.load(tmp_path / "model", device="cpu").policy):
         for other in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
             assert all(th.equal(a, b) for a, b in zip(policy.parameters(), other.parameters()))
+    whole = copy.deepcopy(model)
+    assert not whole.rollout_buffer.step_gradients
+    for one in (model, whole):
+        one.learn(2 * 32, reset_num_timesteps=False)
+        assert one._has_gradients

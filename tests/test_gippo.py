@@ -316,11 +316,3 @@ def test_the_published_solver_learns_de_jong_too() -> None:
     model.learn(40 * 64, callback=curve)
     assert curve.returns[0] < -1.0
     assert curve.returns[-1] > -0.1
-
-
-def test_the_hint_that_small_networks_are_faster_on_the_cpu_is_sb3s(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small()
-    model._maybe_recommend_cpu()  # on the CPU nothing is said
-    monkeypatch.setattr(model, "device", th.device("cuda"))
-    with pytest.warns(UserWarning, match="You are trying to run GIPPO on the GPU"):
-        model._maybe_recommend_cpu()

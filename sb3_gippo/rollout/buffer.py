@@ -57,6 +57,10 @@ class GradientRolloutBuffer(RolloutBuffer):
         self.step_gradients = []
         self._allocate(0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles go without the step gradients, whose graphs can be neither copied nor pickled."""
+        return {**vars(self), "step_gradients": []}
+
     def _allocate(self, n_steps: int) -> None:
         window = (n_steps, self.n_envs)
         obs_dim = int(np.prod(get_obs_shape(self.observation_space)))  # type: ignore[arg-type]
