@@ -457,7 +457,7 @@ def test_gippo_trains_on_hopper() -> None:
     assert model._has_gradients
     gradients = model.rollout_buffer.action_gradients
     assert np.isfinite(gradients).all() and np.abs(gradients).max() > 1e-3
-    assert model.alpha_controller.alpha != model.alpha
+    assert model.alpha_step is not None and model.alpha_step.alpha != model.alpha
 
 
 def test_gippo_trains_through_the_usual_wrappers() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -101,6 +101,8 @@ class Recorder:
         obs = self._keep("The observation of step()", obs).ravel()
         grad = info.get("grad")
         if grad is not None:
+            if not isinstance(grad, Mapping):
+                raise GradientChannelError(f'info["grad"] is a {type(grad).__name__}, not a dict of arrays.')
             grad = {key: self._keep(f'info["grad"][{key!r}]', value) for key, value in grad.items()}
         ended = bool(terminated or truncated)
         return Outcome(obs, np.array(reward), self.get_state(), np.array(terminated), ended, grad)
@@ -151,7 +153,10 @@ class Recorder:
         self.handed_over.clear()
 
     def _keep(self, name: str, array: Any, before: np.ndarray | None = None) -> np.ndarray:
-        array = as_array(array)
+        try:
+            array = as_array(array)
+        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+            raise GradientChannelError(f"{name} is not an array of numbers.") from error
         self.handed_over.append((name, array, array.copy() if before is None else before))
         return array.copy()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from numbers import Real
 from typing import Any, TypeVar
@@ -45,6 +45,23 @@ def check_schedule(name: str, value: Any) -> None:
     """
     if not callable(value):
         check_number(name, value, open_low=True, otherwise=", or a function of the remaining progress")
+
+
+def schedule_of(name: str, value: Any) -> Callable[[float], float]:
+    """
+    :param name: of the hyper-parameter, for the sentence
+    :param value: a number, or a function of the remaining progress
+    :return: that function; what it gives below 0 counts as 0
+    """
+
+    def at(progress_remaining: float) -> float:
+        found = value(progress_remaining) if callable(value) else value
+        assert isinstance(found, Real) and math.isfinite(found), (
+            f"`{name}` must give finite numbers, not {found!r} at the remaining progress {progress_remaining:g}"
+        )
+        return max(float(found), 0.0)
+
+    return at
 
 
 def settings_from(settings: type[Settings], name: str, kwargs: Mapping[str, Any] | None) -> Settings:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import glob
+import hashlib
 import io
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,19 +25,27 @@ LEARNER = "learner.bin"
 def replacing(target: Path) -> Iterator[BinaryIO]:
     """
     Write a file of which others see either the old or the new one, whole, however many write it. A symbolic link stays one:
-    the file it points to is replaced. What processes that were killed left behind is removed.
+    the file it points to is replaced. Permissions stay as they are. What processes that were killed left behind is removed.
 
     :param target: the file, in a folder that is made if need be
     """
     target = target.resolve() if target.is_symlink() else target
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+    if target.exists() and not target.is_file():  # a pipe or a device is written to
+        with target.open("wb") as file:
+            yield file
+        return
+    # A name may be as long as names can be: its parts are known by a hash of it.
+    stem = "." + hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    for left in target.parent.glob(f"{stem}.*.part"):
         if not _is_alive(left.name.split(".")[-3]):
             left.unlink(missing_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.{uuid4().hex[:8]}.part")
+    part = target.with_name(f"{stem}.{os.getpid()}.{uuid4().hex[:8]}.part")
     try:
         with part.open("xb") as file:
             yield file
+        with suppress(FileNotFoundError):
+            shutil.copymode(target, part)
         os.replace(part, target)
     finally:
         with suppress(OSError):

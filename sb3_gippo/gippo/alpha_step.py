@@ -86,7 +86,7 @@ class AlphaStep(ABC):
 
     def __init__(self, actor: Actor, alpha: float, settings: Any, max_grad_norm: float):
         self.actor = actor
-        self.initial_alpha = alpha
+        self.initial_alpha = float(alpha)
         self.settings = settings
         self.max_grad_norm = max_grad_norm
         self.log: dict[str, Any] = {}

@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
-from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule
+from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule, schedule_of
 from sb3_gippo.common.optimizers import adam, load_state, restore, snapshot, trainable
 from sb3_gippo.gippo.alpha_step import AlphaController, AlphaStep, Diagnostics, Made
 from sb3_gippo.on_policy.actor import Actor
@@ -129,13 +128,13 @@ class PublishedStep(AlphaStep):
         self.controller = PublishedController(settings, alpha)
         self.parameters = [*actor.mean, *actor.std]
         self.optimizer = adam(self.parameters, lr=1e-3, betas=(0.7, 0.95))
-        self.rate = FloatSchedule(settings.learning_rate)
+        self.rate = schedule_of("alpha_kwargs: learning_rate", settings.learning_rate)
 
     def make(
         self, batch: GradientBatch, old: Gaussian, features: th.Tensor, agreed: tuple[float, float], progress_remaining: float
     ) -> Made:
         self.log = {}
-        nominal = max(self.rate(progress_remaining), 0.0)
+        nominal = self.rate(progress_remaining)
         target = batch.actions + self.alpha * batch.action_gradients
         ratio, rate = self.fit(batch, target, old[1], nominal * self.controller.learning_rate_scale)
         self.log["train/alpha_learning_rate"] = rate
@@ -185,7 +184,7 @@ class PublishedStep(AlphaStep):
     def state_dict(self) -> dict[str, Any]:
         return {
             "initial_alpha": self.initial_alpha,
-            "controller": {"alpha": self.alpha, "learning_rate_scale": self.controller.learning_rate_scale},
+            "controller": {"alpha": float(self.alpha), "learning_rate_scale": float(self.controller.learning_rate_scale)},
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
         }
 

@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
-from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule
+from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule, schedule_of
 from sb3_gippo.common.optimizers import adam, copies, load_state, restore, snapshot, trainable
 from sb3_gippo.gippo.alpha_step import AlphaController, AlphaStep, Diagnostics, Made, in_double
 from sb3_gippo.on_policy.actor import Actor
@@ -300,13 +299,15 @@ class TrustRegionStep(AlphaStep):
         self.controller = AgreementController(settings, alpha)
         # The published moments, (0.7, 0.95), average three batches; environments in phase need the memory of an episode.
         self.optimizer = adam(actor.mean, lr=1e-3, betas=(0.9, 0.99))
-        self.rate, self.kl, self.std_kl = map(FloatSchedule, (settings.learning_rate, settings.kl, settings.std_kl))
+        self.rate, self.kl, self.std_kl = (
+            schedule_of(f"alpha_kwargs: {name}", getattr(settings, name)) for name in ("learning_rate", "kl", "std_kl")
+        )
         self.fit_rate, self.ppo_mean_rate, self.ppo_std_rate = AdaptiveRate(), AdaptiveRate(), AdaptiveRate()
         self.std_freedom = 1.0
 
     def budgets(self, progress_remaining: float) -> tuple[float, float]:
         """:return: KL divergence that mean and σ may move in an iteration"""
-        return max(self.kl(progress_remaining), 0.0), max(self.std_kl(progress_remaining), 0.0)
+        return self.kl(progress_remaining), self.std_kl(progress_remaining)
 
     def trusted_std_freedom(self, spent: float) -> float:
         """:return: :attr:`std_freedom` as far as the gradients that tell it are trusted: 1 where no α-step was made"""
@@ -373,7 +374,7 @@ class TrustRegionStep(AlphaStep):
     ) -> float | None:
         actor, optimizer, rate = self.actor, self.optimizer, self.fit_rate
         assert optimizer is not None
-        learning_rate = max(self.rate(progress_remaining), 0.0) * rate.scale
+        learning_rate = self.rate(progress_remaining) * rate.scale
         self.log["train/alpha_learning_rate"] = learning_rate
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -434,9 +435,9 @@ class TrustRegionStep(AlphaStep):
         controller = self.controller
         return {
             "initial_alpha": self.initial_alpha,
-            "controller": {"alpha": controller.alpha, "slope": controller.slope, "variance": controller.variance},
-            "rates": [rate.scale for rate in rates],
-            "std_freedom": self.std_freedom,
+            "controller": {name: float(getattr(controller, name)) for name in ("alpha", "slope", "variance")},
+            "rates": [float(rate.scale) for rate in rates],
+            "std_freedom": float(self.std_freedom),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
         }
 

@@ -84,7 +84,9 @@ class Actor:
         layer: nn.Module | None = getattr(self.policy, "action_net", None)
         hook: Any = nullcontext()
         if layer is not None:
-            hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+            hook = layer.register_forward_pre_hook(
+                lambda _, args, kwargs: inputs.extend([*args, *kwargs.values()][:1]), with_kwargs=True
+            )
         with hook, th.no_grad():
             found = self.gaussian(observations)
         return found, inputs[0].flatten(1) if inputs else found[0].new_zeros(len(found[0]), 0)

@@ -11,10 +11,9 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
-from sb3_gippo.common.hyperparameters import check_integer, check_schedule
+from sb3_gippo.common.hyperparameters import check_integer, check_schedule, schedule_of
 from sb3_gippo.common.optimizers import adam, load_state, trainable
 
 
@@ -79,7 +78,7 @@ class CriticFit:
         self.policy = policy
         self.parameters = parameters
         self.batch_size = settings.batch_size
-        self.rate = FloatSchedule(settings.learning_rate)
+        self.rate = schedule_of("critic_kwargs: learning_rate", settings.learning_rate)
         self.max_grad_norm = max_grad_norm
         self.memory = CriticMemory(settings.n_windows)
         self.optimizer = adam(parameters, eps=1e-5)
@@ -100,7 +99,7 @@ class CriticFit:
         self.memory.add(observations.cpu().numpy(), returns.cpu().numpy())
         if self.optimizer is None or not trainable(self.parameters):
             return None
-        learning_rate = max(self.rate(progress_remaining), 0.0)
+        learning_rate = self.rate(progress_remaining)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         all_observations, all_returns = self.memory.tensors(self.policy.device)
@@ -135,10 +134,7 @@ class CriticFit:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """:param state: of :meth:`state_dict`"""
         if self.optimizer is not None and state["optimizer"] is not None:
-            rates = [group["lr"] for group in self.optimizer.param_groups]
             load_state(self.optimizer, state["optimizer"])
-            for group, rate in zip(self.optimizer.param_groups, rates):
-                group["lr"] = rate
         for observations, returns in state["memory"]:
             self.memory.add(observations.cpu().numpy(), returns.cpu().numpy())
 

@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -28,8 +29,8 @@ from sb3_gippo.on_policy.actor import Actor, forget_graph, gaussian
 from sb3_gippo.on_policy.critic import CriticFit, CriticSettings, TargetCritic
 from sb3_gippo.rollout.action_gradients import fill_action_gradients
 from sb3_gippo.rollout.buffer import GradientBatch, GradientRolloutBuffer
-from sb3_gippo.rollout.collector import GradientCollector, check_advantages
-from sb3_gippo.rollout.states import states_told
+from sb3_gippo.rollout.collector import GradientCollector, Left, check_advantages
+from sb3_gippo.rollout.states import states_told, tensors_with_graph_named
 from sb3_gippo.rollout.workers import dead_workers_named, settle
 
 SelfGradientPPO = TypeVar("SelfGradientPPO", bound="GradientPPO")
@@ -67,6 +68,8 @@ class GradientPPO(PPO):
     """whether at least one of its action gradients is finite"""
     _gradient_statistics: dict[str, float]
     """of the rollout in the buffer, by the key they are logged under"""
+    _left: Left | None = None
+    """how the last window ended"""
     _warned: tuple[str, ...] = ()
     """what has been warned of"""
 
@@ -130,7 +133,7 @@ class GradientPPO(PPO):
             self.target_critic.load_critic_state(state["target_critic"])
 
     def _excluded_save_params(self) -> list[str]:
-        ours = ["actor", "critic_fit", "target_critic", "_critic_settings", "_gradient_statistics"]
+        ours = ["actor", "critic_fit", "target_critic", "_critic_settings", "_gradient_statistics", "_left"]
         return [*super()._excluded_save_params(), *ours]
 
     def _unsupported(self) -> str | None:
@@ -163,6 +166,7 @@ class GradientPPO(PPO):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         assert self.env is not None, "This model has no environment: give it one by `set_env`, or by `load(..., env=env)`."
+        self._left = None
         self._switch_gradients(True)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
@@ -192,8 +196,11 @@ class GradientPPO(PPO):
 
     def _switch_gradients(self, on: bool) -> None:
         assert self.env is not None
-        if self._wants_gradients() and self._unsupported() is None and self.env.has_attr("set_differentiable"):
-            self.env.env_method("set_differentiable", on)
+        if not self._wants_gradients() or self._unsupported() is not None:
+            return
+        with suppress(NotImplementedError):  # a VecEnv need not have single environments to ask
+            if self.env.has_attr("set_differentiable"):
+                self.env.env_method("set_differentiable", on)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -207,16 +214,15 @@ class GradientPPO(PPO):
             self._warn_plain_ppo(reason)
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         assert isinstance(rollout_buffer, GradientRolloutBuffer)
-        collector = GradientCollector(self.policy, rollout_buffer)
-        chain = CallbackList([collector, callback])
-        chain.model = self
-        with states_told(env):
+        with states_told(env) as told, tensors_with_graph_named(env):
+            finish = partial(self._differentiate, rollout_buffer)
+            collector = GradientCollector(self.policy, rollout_buffer, told, self._left, finish)
+            chain = CallbackList([collector, callback])
+            chain.model = self
             completed = super().collect_rollouts(env, chain, rollout_buffer, n_rollout_steps)
+        self._left = collector.left
         if not collector.has_channel:
             self._warn_plain_ppo('its environments return no info["grad"]')
-        elif completed:
-            self._has_channel = True
-            self._differentiate(rollout_buffer)
         return completed
 
     def _warn_plain_ppo(self, reason: str) -> None:
@@ -231,6 +237,7 @@ class GradientPPO(PPO):
 
     def _differentiate(self, buffer: GradientRolloutBuffer) -> None:
         """Fill the window's action gradients, and see whether it has any that are finite."""
+        self._has_channel = True
         if self.actor is None:
             self._setup_learner()
         self.policy.set_training_mode(False)
@@ -283,7 +290,9 @@ class GradientPPO(PPO):
         """Fit the critic to the returns of the last windows, and let the target critic follow."""
         assert self.critic_fit is not None
         if self.critic_steps > 0:
-            self.policy.set_training_mode(True)
+            # In training mode normalisation layers count, and those that the actor shares would move it.
+            shared = len(self.actor.moves_mean) > len(self.actor.mean)  # type: ignore[union-attr]
+            self.policy.set_training_mode(not shared)
             fitted = self.critic_fit.fit(
                 batch.observations, batch.returns, self.critic_steps, self._current_progress_remaining
             )

@@ -77,7 +77,7 @@ def fill_action_gradients(
         return th.as_tensor(array, device=device).reshape(-1, *array.shape[2:])
 
     with th.no_grad():
-        mean, std = (part.reshape(*window, -1) for part in gaussian(flat(buffer.observations)))
+        mean, std = (part.detach().reshape(*window, -1) for part in gaussian(flat(buffer.observations)))
 
     def tensor(array: np.ndarray) -> th.Tensor:
         return th.as_tensor(array).to(mean)

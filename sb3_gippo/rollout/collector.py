@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 from sb3_gippo.rollout.buffer import GradientRolloutBuffer
 from sb3_gippo.rollout.chain_rule import action_derivative, observation_derivative, reward_derivative
+from sb3_gippo.rollout.states import TellStates
 from sb3_gippo.rollout.step_gradient import (
     DenseStepGradient,
     GradientChannelError,
@@ -19,6 +21,7 @@ from sb3_gippo.rollout.step_gradient import (
     states_of,
 )
 
+Left = tuple[np.ndarray, np.ndarray]
 ROUNDINGS = 4.0
 """by how many roundings of its row's largest number a value may differ from another that ought to be the same"""
 
@@ -30,13 +33,29 @@ class GradientCollector(BaseCallback):
 
     :param policy: the policy that acts
     :param rollout_buffer: where the gradients go
+    :param told: what :func:`~sb3_gippo.rollout.states.states_told` put around the environments
+    :param left: how the window before ended, see :attr:`left`
+    :param finish: called at the end of a window with gradients, before the user's callbacks may change the policy
     :raises GradientChannelError: if a gradient does not fit the transition it came with
     """
 
-    def __init__(self, policy: ActorCriticPolicy, rollout_buffer: GradientRolloutBuffer):
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        rollout_buffer: GradientRolloutBuffer,
+        told: Sequence[TellStates],
+        left: Left | None,
+        finish: Callable[[], None],
+    ):
         super().__init__()
         self.policy = policy
         self.rollout_buffer = rollout_buffer
+        self.told = told
+        self.left = left
+        """the states in which the last step ended (n_envs, n), where the episode goes on (n_envs,); ``None`` if not known"""
+        self.finish = finish
+        self.rewards: list[np.ndarray] = []
+        """as the environments gave them"""
         self.has_channel: bool | None = None
         """whether the environments offer gradients; ``None`` before the first step"""
 
@@ -58,8 +77,15 @@ class GradientCollector(BaseCallback):
                     "must offer the gradient channel in every step, or none (then GIPPO is PPO)."
                 )
             return True
+        for environment in self.told:
+            environment.check_one_step()
         n_envs, buffer = env.num_envs, self.rollout_buffer
         normalize = unwrap_vec_normalize(env)
+        if normalize is not None and normalize.norm_obs and buffer.observations.dtype.kind != "f":
+            raise GradientChannelError(
+                f"The rollout buffer rounds what VecNormalize makes of {buffer.observations.dtype} observations: gradients "
+                "cannot follow. Let the environment's observation space be one of float32."
+            )
         if normalize is not None and not isinstance(normalize.observation_space, type(self.policy.observation_space)):
             raise GradientChannelError(
                 f"VecNormalize normalises {type(normalize.observation_space).__name__} observations before a wrapper takes "
@@ -81,8 +107,11 @@ class GradientCollector(BaseCallback):
         if step_gradient is None:
             step_gradient = DenseStepGradient.from_infos(infos, buffer.action_dim, seen.shape[1])
         check_integrity(step_gradient, self.locals["clipped_actions"].reshape(n_envs, -1), seen, rewards, normalize)
-        if buffer.pos > 0:
-            check_continuity(buffer.step_gradients[-1], step_gradient, ~buffer.ended[buffer.pos - 1])
+        states = states_of(step_gradient)
+        if self.left is not None and states is not None:
+            check_continuity(*self.left, states[0])
+        self.left = None if states is None else (states[1].copy(), ~dones)
+        self.rewards.append(rewards.copy())
         buffer.add_step_gradient(
             step_gradient,
             observations,
@@ -93,6 +122,11 @@ class GradientCollector(BaseCallback):
             reward_derivative(normalize, rewards),
         )
         return True
+
+    def _on_rollout_end(self) -> None:
+        if self.has_channel:
+            check_rewards(self.rollout_buffer, np.stack(self.rewards))
+            self.finish()
 
 
 REMEDIES = {
@@ -189,20 +223,16 @@ def check_integrity(
         )
 
 
-def check_continuity(before: StepGradient, after: StepGradient, goes_on: np.ndarray) -> None:
+def check_continuity(left: np.ndarray, goes_on: np.ndarray, found: np.ndarray) -> None:
     """
     Check that each step began in the state in which the one before ended.
 
-    :param before: the gradient of a step
-    :param after: that of the next
+    :param left: in which that ended (n_envs, n)
     :param goes_on: (n_envs,) bools, where the episode went on in between
+    :param found: in which the next one began (n_envs, n)
     :raises GradientChannelError: at the first state that is another
     """
-    ends, begins = states_of(before), states_of(after)
-    if ends is None or begins is None or not goes_on.any() or ends[1].shape != begins[0].shape:
-        return
-    left, found = ends[1], begins[0]
-    if np.array_equal(left, found):
+    if not goes_on.any() or left.shape != found.shape or np.array_equal(left, found):
         return
     index = _first_difference(left, found, rounding(left, found), goes_on)
     if index is not None:
@@ -211,6 +241,23 @@ def check_continuity(before: StepGradient, after: StepGradient, goes_on: np.ndar
             f"the step before ended ({_short(left[index])}): something makes steps in between or changes the state (a wrapper "
             "that repeats or skips steps, or resets a part). Move it into the environment, which then hands over the "
             "derivatives of all that happens from one call of step() to the next."
+        )
+
+
+def check_rewards(buffer: GradientRolloutBuffer, rewards: np.ndarray) -> None:
+    """
+    Check that the window holds the rewards whose gradients it holds.
+
+    :param buffer: with the values of truncated episodes' last observations in its rewards
+    :param rewards: (n_steps, n_envs), of the environments
+    :raises GradientChannelError: if something else changed them
+    """
+    changed = (buffer.rewards != rewards.astype(buffer.rewards.dtype)) & ~(buffer.bootstrap & buffer.ended)
+    if changed.any():
+        step, index = np.argwhere(changed)[0]
+        raise GradientChannelError(
+            f"The reward of environment {index} was changed after its step, from {rewards[step, index]:.4g} to "
+            f"{buffer.rewards[step, index]:.4g}, by a callback: gradients cannot follow. Change it inside the environment."
         )
 
 

@@ -221,7 +221,7 @@ def _arrays(index: int, grad: Any) -> dict[str, np.ndarray]:
             array = as_array(grad[key])
         except (ValueError, TypeError, RuntimeError, NotImplementedError):  # rows of different lengths, a tensor without data
             array = np.array(None)
-        if array.dtype.kind not in "fiu":
+        if array.dtype.kind not in "fiub":
             raise GradientChannelError(f'info["grad"][{key!r}] of environment {index} is not an array of numbers.')
         arrays[key] = array
     return arrays
@@ -229,10 +229,12 @@ def _arrays(index: int, grad: Any) -> dict[str, np.ndarray]:
 
 def as_array(value: Any) -> np.ndarray:
     """A value of the channel as numpy has it: a tensor may have a graph, live on a device, be sparse, or of type bfloat16."""
-    if not isinstance(value, th.Tensor):
-        return np.asarray(value)
-    value = value.detach().to_dense().cpu()
-    return np.asarray(value.float() if value.dtype == th.bfloat16 else value)
+    if isinstance(value, th.Tensor):
+        value = value.detach().to_dense().cpu()
+        value = value.float() if value.dtype == th.bfloat16 else value
+    array = np.asarray(value)
+    # Torch has no wider floats, and no arithmetic of bools.
+    return array.astype(np.float64) if array.dtype.kind == "b" or array.dtype == np.longdouble else array
 
 
 STATE_AXES = {"state_state": 0, "state_action": 0, "obs_state": 1, "reward_state": 0, "state": 0, "next_state": 0}

@@ -20,7 +20,7 @@ def dead_workers_named(env: VecEnv | None) -> Iterator[None]:
     """
     try:
         yield
-    except (EOFError, ConnectionError) as error:
+    except (EOFError, OSError) as error:
         death = None if env is None else close_if_worker_died(env)
         if death is None:
             raise
@@ -37,6 +37,8 @@ def close_if_worker_died(env: VecEnv) -> str | None:
     """
     base: Any = env.unwrapped
     processes = getattr(base, "processes", [])
+    if processes and base.closed:
+        return getattr(base, "death", "These environments were closed: give the model new ones by `set_env`.")
     for process in processes:
         # The pipe breaks a moment before the process has ended.
         process.join(0.1)
@@ -48,11 +50,12 @@ def close_if_worker_died(env: VecEnv) -> str | None:
         process.join()
     base.closed = True
     index, code = next(iter(dead.items()))
-    return (
+    base.death = (
         f"The process of environment {index} has ended (exit code {code}; its own error, if it had one, stands above; Ctrl-C "
         "ends all of them). The others were closed; the policy is as its last update left it: save it, or go on with new "
         "environments by `set_env`."
     )
+    return str(base.death)
 
 
 def settle(env: VecEnv) -> None:
