@@ -195,3 +195,22 @@ def test_values_of_integer_observations_have_gradients_and_those_that_depend_on_
     found = value_gradients(lambda o: (o**2).sum(1, keepdim=True), th.tensor([[1, 2], [3, 4]]))
     assert found.tolist() == [[2, 4], [6, 8]]
     assert not value_gradients(lambda o: th.ones(len(o), 1), th.ones(3, 2)).any()
+
+
+def test_the_critics_fit_leaves_running_statistics_that_the_actor_shares_alone() -> None:
+    class Normed(Features):
+        def __init__(self, observation_space: gym.spaces.Box):
+            super().__init__(observation_space)
+            self.layer = th.nn.Sequential(self.layer, th.nn.BatchNorm1d(6))  # type: ignore[assignment]
+
+    model = collected(small(critic_steps=20, policy_kwargs={"features_extractor_class": Normed}))
+    observations = th.randn(10, 5, generator=th.Generator().manual_seed(0))
+    model.policy.set_training_mode(False)
+    with th.no_grad():
+        before = gaussian(model.policy, observations)
+        critic = model.policy.value_net.weight.clone()
+    model._fit_critic(model.rollout_buffer.gradient_batch())
+    model.policy.set_training_mode(False)
+    with th.no_grad():
+        assert all(th.equal(a, b) for a, b in zip(before, gaussian(model.policy, observations)))
+    assert not th.equal(model.policy.value_net.weight, critic)

@@ -144,7 +144,7 @@ def test_a_process_that_ends_is_named_whenever_it_does(env: SubprocVecEnv, when:
         callback = Strike(lambda: kill(env, number), 5 if when == "in a rollout" else None)
     with pytest.raises(RuntimeError, match=ENDED):
         model.learn(8 * 2, callback)
-    with pytest.raises(RuntimeError, match=ENDED):
+    with pytest.raises(RuntimeError, match=ENDED.replace(r"environment \d", "environment 1")):
         model.learn(8 * 2)
     model.set_env(DummyVecEnv([linear_quadratic, linear_quadratic]))  # type: ignore[list-item]
     model.learn(64, reset_num_timesteps=False)
@@ -164,3 +164,10 @@ def test_ctrl_c_in_a_terminal_ends_learn_and_the_next_one_says_what_to_do(env: S
         model.learn(1000, Strike(everybody, 5))
     with pytest.raises(RuntimeError, match=ENDED):
         model.learn(1000, reset_num_timesteps=False)
+
+
+def test_environments_that_were_closed_are_named(env: SubprocVecEnv) -> None:
+    model = GIPPO("MlpPolicy", env, **SETTINGS)
+    env.close()
+    with pytest.raises(RuntimeError, match=r"^These environments were closed: give the model new ones by `set_env`\.$"):
+        model.learn(16)

@@ -219,3 +219,22 @@ def test_a_fit_that_is_not_finite_is_undone_and_ppo_goes_on(solver: str) -> None
     assert is_finite(model)
     with th.no_grad():
         assert not all(th.equal(a, b) for a, b in zip(old, gaussian(model.policy, observations)))
+
+
+@pytest.mark.parametrize(
+    "kwargs, name",
+    [
+        ({"alpha_kwargs": {"kl": lambda progress: np.nan}}, "alpha_kwargs: kl"),
+        ({"alpha_kwargs": {"std_kl": lambda progress: "wide"}}, "alpha_kwargs: std_kl"),
+        (
+            {"alpha_solver": "published", "alpha_kwargs": {"learning_rate": lambda progress: np.inf}},
+            "alpha_kwargs: learning_rate",
+        ),
+        ({"critic_steps": 1, "critic_kwargs": {"learning_rate": lambda progress: np.nan}}, "critic_kwargs: learning_rate"),
+    ],
+)
+def test_a_schedule_that_gives_no_number_is_named(kwargs: dict[str, Any], name: str) -> None:
+    model = small(**kwargs)
+    with pytest.raises(AssertionError, match=rf"^`{name}` must give finite numbers, not .* at the remaining progress"):
+        model.learn(32)
+    assert is_finite(model)

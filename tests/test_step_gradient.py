@@ -200,6 +200,8 @@ CASTS: dict[str, Callable[[np.ndarray], Any]] = {
     "bfloat16": lambda value: th.as_tensor(value).bfloat16(),
     "sparse": lambda value: th.as_tensor(value).to_sparse(),
     "integers": lambda value: np.round(value).astype(np.int64),
+    "bools": lambda value: value.astype(bool) if value.max() <= 1 else value,
+    "long doubles": lambda value: value.astype(np.longdouble),
 }
 
 
