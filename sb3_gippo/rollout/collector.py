@@ -77,8 +77,6 @@ class GradientCollector(BaseCallback):
                     "must offer the gradient channel in every step, or none (then GIPPO is PPO)."
                 )
             return True
-        for environment in self.told:
-            environment.check_one_step()
         n_envs, buffer = env.num_envs, self.rollout_buffer
         normalize = unwrap_vec_normalize(env)
         if normalize is not None and normalize.norm_obs and buffer.observations.dtype.kind != "f":
@@ -107,6 +105,8 @@ class GradientCollector(BaseCallback):
         if step_gradient is None:
             step_gradient = DenseStepGradient.from_infos(infos, buffer.action_dim, seen.shape[1])
         check_integrity(step_gradient, self.locals["clipped_actions"].reshape(n_envs, -1), seen, rewards, normalize)
+        for environment in self.told:
+            environment.check_one_step()
         states = states_of(step_gradient)
         if self.left is not None and states is not None:
             check_continuity(*self.left, states[0])
