@@ -65,9 +65,9 @@ the stochastic policy during training; σ is the sample standard deviation over 
 Tables of what is *changed* compare with GI-PPO as it is on the same seeds (in-phase PPO and RP with themselves).
 Seconds are wall-clock on two shared CPU cores, one torch thread a run. {versions}.
 
-`benchmarks/results/training_recheck.csv` has some of GI-PPO's runs once more, with its settings in `alpha_kwargs` and budgets that are
-spent once: De Jong, cart-pole and De Jong's function of a context end within the spread of those below (its seconds are of a loaded
-machine).
+`benchmarks/results/training_recheck.csv` has some of GI-PPO's runs once more, with its settings in `alpha_kwargs` and
+budgets that are spent once: De Jong, cart-pole and De Jong's function of a context end within the spread of those below
+(its seconds are of a loaded machine).
 """
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 Runs = dict[tuple[str, str], list[dict[str, str]]]
