@@ -39,6 +39,7 @@ def train(env, algo, seed):
     return {"env": env, "algo": algo, "seed": seed, "best": -1.5}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
     jobs = [(f"env{number}", algo, 0) for number, algo in enumerate(sys.argv[1:])]
     print("failed", run_all(train, jobs, Path("out.csv"), 2))
 """
