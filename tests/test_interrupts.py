@@ -41,9 +41,14 @@ def stop() -> None:
     raise KeyboardInterrupt
 
 
+def interruptible() -> Any:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the suite runs in the background it may be ignored
+    return linear_quadratic()
+
+
 @pytest.fixture
 def env() -> Iterator[SubprocVecEnv]:
-    env = SubprocVecEnv([linear_quadratic, linear_quadratic])  # type: ignore[list-item]
+    env = SubprocVecEnv([interruptible, interruptible])
     try:
         yield env
     finally:
