@@ -13,6 +13,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_gippo.rollout.step_gradient import STATES, GradientChannelError, as_array, state_size
 
+MOVE_IN = (
+    "Move it into the environment, which then hands over the derivatives of all that happens from one call of step() to the "
+    "next."
+)
+"""what to do about steps that a wrapper makes, and changes of the state between steps"""
+
 
 @contextmanager
 def states_told(env: VecEnv) -> Iterator[list[TellStates]]:
@@ -142,6 +148,5 @@ class TellStates(gym.Wrapper):
         if steps > 1:
             raise GradientChannelError(
                 f"Environment {self._index} made {steps} steps in one: a wrapper repeats steps or makes some in between, and "
-                "the gradient handed over is that of one of them. Move it into the environment, which then hands over the "
-                "derivatives of all that happens from one call of step() to the next."
+                f"the gradient handed over is that of one of them. {MOVE_IN}"
             )
