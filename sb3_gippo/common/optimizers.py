@@ -23,13 +23,15 @@ def adam(parameters: list[nn.Parameter], **kwargs: Any) -> th.optim.Adam | None:
     return th.optim.Adam(parameters, fused=parameters[0].device.type in ("cpu", "cuda"), **kwargs)
 
 
-def load_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_state(optimizer: th.optim.Optimizer | None, state: dict[str, Any] | None) -> None:
     """
     Load an optimizer's state, which another device may have left: the kernels stay those of the device it is on now.
 
     :param optimizer: of :func:`adam`
-    :param state: its ``state_dict``
+    :param state: its ``state_dict``; where there is no optimizer, or no state, nothing is done
     """
+    if optimizer is None or state is None:
+        return
     groups = [{**group, "fused": own["fused"]} for group, own in zip(state["param_groups"], optimizer.param_groups)]
     optimizer.load_state_dict({**state, "param_groups": groups})
 

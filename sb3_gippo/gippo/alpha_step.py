@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch as th
 from torch import nn
 
+from sb3_gippo.common.optimizers import load_state
 from sb3_gippo.on_policy.actor import Actor
 from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientBatch
@@ -137,13 +138,24 @@ class AlphaStep(ABC):
         :param progress_remaining: from 1 to 0
         """
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """:return: what :meth:`load_state_dict` takes, as tensors and plain values"""
+        numbers = {name: float(value) for name, value in vars(self.controller).items() if name != "settings"}
+        return {
+            "initial_alpha": self.initial_alpha,
+            "controller": numbers,
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+        }
 
-    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """:param state: of :meth:`state_dict`; that of a run which began with another α or another solver is left aside"""
+        """:param state: of :meth:`state_dict`; that of a run which began with another α is left aside"""
+        if state["initial_alpha"] == self.initial_alpha:
+            self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        load_state(self.optimizer, state["optimizer"])
+        vars(self.controller).update(state["controller"])
+        self.controller.alpha = min(self.alpha, self.settings.max_alpha)
 
 
 def log_prob(actions: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:

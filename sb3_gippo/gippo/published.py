@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule, schedule_of
-from sb3_gippo.common.optimizers import adam, load_state, restore, snapshot, trainable
+from sb3_gippo.common.optimizers import adam, restore, snapshot, trainable
 from sb3_gippo.gippo.alpha_step import AlphaController, AlphaStep, Diagnostics, Made
 from sb3_gippo.on_policy.actor import Actor
 from sb3_gippo.rollout.action_gradients import Gaussian
@@ -180,19 +180,3 @@ class PublishedStep(AlphaStep):
             learning_rate = max(learning_rate / self.REDUCTION, min(MIN_LEARNING_RATE, learning_rate))
         optimizer.zero_grad()
         return 1.0, learning_rate
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "initial_alpha": self.initial_alpha,
-            "controller": {"alpha": float(self.alpha), "learning_rate_scale": float(self.controller.learning_rate_scale)},
-            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["initial_alpha"] != self.initial_alpha:
-            return
-        if self.optimizer is not None and state["optimizer"] is not None:
-            load_state(self.optimizer, state["optimizer"])
-        for name, value in state["controller"].items():
-            setattr(self.controller, name, value)
-        self.controller.alpha = min(self.alpha, self.settings.max_alpha)
