@@ -44,11 +44,9 @@ def distance_from(model: PPO, start: th.Tensor, losses: list[float] | None = Non
             kls.append((change - log_ratio).mean().item())
             clipped.append((change.abs() > clip).float().mean().item())
             if losses is not None:
-                advantages, virtual = (
-                    th.as_tensor(values[buffer.minibatch], device=start.device).flatten()
-                    for values in (buffer.advantages, buffer.log_probs)
-                )
-                surrogates.append(surrogate_loss(advantages, log_prob - virtual, clip, model.normalize_advantage))
+                advantages = normalized(buffer.advantages) if model.normalize_advantage else buffer.advantages
+                virtual = buffer.log_probs[buffer.minibatch].flatten()
+                surrogates.append(surrogate_loss(advantages[buffer.minibatch].flatten(), log_prob, virtual, clip))
         if target_kl is not None:
             # PPO compares its own number, which is not negative, with this bound: passed always, or never.
             model.target_kl = float("inf") if kls[-1] <= 1.5 * target_kl else -1.0
@@ -68,15 +66,19 @@ def distance_from(model: PPO, start: th.Tensor, losses: list[float] | None = Non
         model.target_kl = target_kl
 
 
-def surrogate_loss(advantages: th.Tensor, log_ratio: th.Tensor, clip: float, normalize: bool) -> float:
+def normalized(advantages: np.ndarray) -> np.ndarray:
+    """:return: with mean 0 and standard deviation 1, over the whole window, that its minibatches can be compared"""
+    return (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8)
+
+
+def surrogate_loss(advantages: np.ndarray, log_prob: th.Tensor, virtual: np.ndarray, clip: float) -> float:
     """
     :param advantages: Â of a minibatch (n,)
-    :param log_ratio: log π - log π_h (n,)
+    :param log_prob: log π (n,)
+    :param virtual: log π_h (n,)
     :param clip: PPO's clip range
-    :param normalize: whether PPO normalises the advantages of a minibatch
     :return: PPO's policy loss on it
     """
-    if normalize and len(advantages) > 1:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    ratio = log_ratio.exp()
-    return -th.min(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip)).mean().item()
+    weights = th.as_tensor(advantages).to(log_prob)
+    ratio = (log_prob - th.as_tensor(virtual).to(log_prob)).exp()
+    return -th.min(weights * ratio, weights * ratio.clamp(1 - clip, 1 + clip)).mean().item()

@@ -70,7 +70,7 @@ class PublishedController(AlphaController):
     :param learning_rate_scale: what failed fits left of the α-step's learning rate
     :param ppo_rate_scale: what failed PPO steps left of PPO's
     :param gain_mean: running mean of the estimated improvements
-    :param gain_variance: their running variance
+    :param gain_std: their running standard deviation
     :param gain_count: how many there were; not 0, that the first has something to be compared with
     """
 
@@ -79,7 +79,7 @@ class PublishedController(AlphaController):
     learning_rate_scale: float = 1.0
     ppo_rate_scale: float = 1.0
     gain_mean: float = 0.0
-    gain_variance: float = 1.0
+    gain_std: float = 1.0
     gain_count: float = 1e-4
 
     def update(self, diagnostics: Diagnostics | None) -> str:
@@ -107,11 +107,11 @@ class PublishedController(AlphaController):
         """
         if not math.isfinite(gain):
             return True
-        distance = gain - self.gain_mean
-        biased = gain < 0 and distance < -math.sqrt(self.gain_variance + 1e-5)
+        distance, variance = gain - self.gain_mean, self.gain_std**2
+        biased = gain < 0 and distance < -math.sqrt(variance + 1e-5)
         count = self.gain_count + 1
         self.gain_mean += distance / count
-        self.gain_variance = self.gain_count / count * (self.gain_variance + distance * distance / count)
+        self.gain_std = math.sqrt(self.gain_count / count * (variance + distance**2 / count))
         self.gain_count = count
         return biased
 
