@@ -19,6 +19,7 @@ from rliable import library as rly
 from rliable import metrics
 from run import RESULTS, SUITES, VARIANTS, read
 
+FILES = ("training.csv", "published.csv")
 DOCS = Path(__file__).parents[1] / "docs"
 # Table values of the paper (mean over 5 seeds of the best mean return of the last 100 episodes): GI-PPO, PPO, RP.
 PAPER = {
@@ -34,12 +35,15 @@ PAPER = {
     "PaceCarE-v0": (44.4, 32.5, 22.8),
 }
 ALGORITHMS = ("gippo", "ppo", "rp")
+"""of the figures and the README's table"""
+ROWS = ("gippo", "gippo-published", "ppo", "rp")
+"""of every problem's table"""
 NAMES = {
     "gippo": "GI-PPO",
     "ppo": "PPO (SB3)",
     "rp": "RP, decaying rate",
     "ppo-kl": "GI-PPO's trust regions, α off",
-    "gippo-published": "GI-PPO as published",
+    "gippo-published": "GI-PPO (published)",
     "gippo-wide": "GI-PPO, trust regions 10 times as wide or more",
     "gippo-no-control": "GI-PPO, α held at 1",
     "gippo-no-virtual": "GI-PPO, ratios to the sampling policy (no π_h)",
@@ -58,8 +62,9 @@ NAMES = {
 }
 INTRODUCTION = """# Results
 
-Made by `benchmarks/report.py` from `benchmarks/results/training.csv`, which `benchmarks/run.py` writes, with the
-settings in `hyperparams/`. *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of
+Made by `benchmarks/report.py` from `training.csv` and `published.csv` in `benchmarks/results/`, which `benchmarks/run.py` writes,
+with the settings in `hyperparams/`. *GI-PPO (published)* is the paper's algorithm with the paper's values
+(`hyperparams/gippo_published.yml`; [what differs](algorithm.md#what-differs-from-the-paper)). *Best* is the paper's metric: per seed, the best mean return of the last 100 finished episodes of
 the stochastic policy during training; σ is the sample standard deviation over seeds. *Deterministic* is the mean return of
 256 episodes (MuJoCo: at least 32) of the final policy's means.
 Tables of what is *changed* compare with GI-PPO as it is on the same seeds (in-phase PPO and RP with themselves).
@@ -76,7 +81,7 @@ Runs = dict[tuple[str, str], list[dict[str, str]]]
 def load() -> Runs:
     """:return: the rows by environment and variant"""
     runs: Runs = defaultdict(list)
-    for row in read(RESULTS / "training.csv"):
+    for row in (row for name in FILES for row in read(RESULTS / name)):
         runs[row["env"], row["algo"]].append(row)
     return runs
 
@@ -127,7 +132,7 @@ def table(env_id: str, runs: Runs) -> list[str]:
         "| | seeds | best | σ of best | interquartile mean [95 %] | deterministic | passes the paper's GI-PPO at | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for algo in (algo for algo in there if algo in ALGORITHMS):
+    for algo in (algo for algo in ROWS if algo in there):
         members = runs[env_id, algo]
         best, evaluation, seconds = (column(members, key) for key in ("best", "evaluation", "seconds"))
         iqm = "{} [{}, {}]".format(*map(short, interquartile_mean(best))) if len(best) > 2 else "–"
@@ -139,7 +144,7 @@ def table(env_id: str, runs: Runs) -> list[str]:
             f"| {NAMES[algo]} | {len(best)} | {short(best.mean())} | {spread(best)} | {iqm} "
             f"| {short(evaluation.mean())} | {passed} | {seconds.mean():.0f} |"
         )
-    changed = [algo for algo in there if algo not in ALGORITHMS]
+    changed = [algo for algo in there if algo not in ROWS]
     if changed:
         logarithmic = is_logarithmic(env_id)
         worth = "GI-PPO's error is smaller by the factor" if logarithmic else "GI-PPO's is higher by"

@@ -49,9 +49,11 @@ SUITES: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """An algorithm, and what it does differently from its entry in the hyper-parameter file."""
+    """An algorithm with a hyper-parameter file, and what it does differently from its entry there."""
 
     algo: str
+    conf: str | None = None
+    """the hyper-parameter file, if it is not that of the algorithm's name"""
     overrides: dict[str, Any] = field(default_factory=dict)
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     corruption: dict[str, Any] = field(default_factory=dict)
@@ -70,19 +72,17 @@ VARIANTS: dict[str, Variant] = {
     "gippo": Variant("gippo"),
     "ppo": Variant("ppo"),
     "rp": Variant("rp"),
-    "ppo-kl": Variant("gippo", NO_ALPHA),
-    "gippo-published": Variant(
-        "gippo", {"alpha_solver": "published", "alpha": 1e-5, "alpha_kwargs": {"n_iterations": 16, "learning_rate": 1e-3}}
-    ),
-    "gippo-wide": Variant("gippo", {"alpha_kwargs": {"kl": "lin_10.0", "std_kl": "lin_1.0"}}),
-    "gippo-no-control": Variant("gippo", {"alpha": 1.0, "alpha_kwargs": {"factor": 1 + 1e-9}}),
-    "gippo-no-virtual": Variant("gippo", patches={"sb3_gippo.gippo.gippo.virtual_log_prob": sampling_log_prob}),
+    "ppo-kl": Variant("gippo", overrides=NO_ALPHA),
+    "gippo-published": Variant("gippo", "gippo_published.yml"),
+    "gippo-wide": Variant("gippo", overrides={"alpha_kwargs": {"kl": "lin_10.0", "std_kl": "lin_1.0"}}),
+    "gippo-no-control": Variant("gippo", overrides={"alpha": 1.0, "alpha_kwargs": {"factor": 1 + 1e-9}}),
+    "gippo-no-virtual": Variant("gippo", patches={"sb3_gippo.gippo.alpha_step.virtual_log_prob": sampling_log_prob}),
     "gippo-in-phase": Variant("gippo", env_kwargs={"stagger": False}),
     "ppo-in-phase": Variant("ppo", env_kwargs={"stagger": False}),
     "rp-in-phase": Variant("rp", env_kwargs={"stagger": False}),
-    "gippo-no-ppo": Variant("gippo", {"learning_rate": 1e-12, "critic_kwargs": {"learning_rate": 1e-3}}),
-    "gippo-gae-lambda": Variant("gippo", {"action_gradient_lambda": None}),
-    "gippo-one-window": Variant("gippo", {"critic_kwargs": {"n_windows": 1}}),
+    "gippo-no-ppo": Variant("gippo", overrides={"learning_rate": 1e-12, "critic_kwargs": {"learning_rate": 1e-3}}),
+    "gippo-gae-lambda": Variant("gippo", overrides={"action_gradient_lambda": None}),
+    "gippo-one-window": Variant("gippo", overrides={"critic_kwargs": {"n_windows": 1}}),
     "gippo-noise": Variant("gippo", corruption={"scale": 0.0, "noise": 1.0}),
     "gippo-bias": Variant("gippo", corruption={"bias": 3.0}),
     "gippo-flip": Variant("gippo", corruption={"scale": -1.0}),
@@ -109,7 +109,7 @@ def run(env_id: str, algo: str, seed: int) -> dict[str, Any]:
     th.set_num_threads(1)
     variant = VARIANTS[algo]
     wrap = (lambda env: CorruptGradients(env, seed, **variant.corruption)) if variant.corruption else None
-    model, steps = make_model(variant.algo, env_id, seed, env_kwargs=variant.env_kwargs, wrap=wrap, **variant.overrides)
+    model, steps = make_model(variant.algo, env_id, seed, variant.env_kwargs, wrap, variant.conf, **variant.overrides)
     curve = CurveCallback()
     with ExitStack() as stack:
         for name, replacement in variant.patches.items():

@@ -24,7 +24,7 @@ from sb3_gippo.gippo.trust_region import AgreementController, TrustRegionSetting
 from sb3_gippo.on_policy.actor import Actor
 from tests.helpers import small
 
-PUBLISHED = PublishedSettings(interval=0.4, factor=1.25, max_alpha=0.2, max_out_of_range=0.5, bias_z=1.0)
+PUBLISHED = PublishedSettings(interval=0.4, factor=1.25, max_alpha=0.2, max_out_of_range=0.5)
 REGION = TrustRegionSettings(factor=1.25, max_alpha=0.2, bias_z=1.0)
 SAFE = {
     "std_ratio_min": 0.9,
@@ -32,6 +32,7 @@ SAFE = {
     "std_ratio_max": 1.1,
     "improvement": 1.0,
     "improvement_z": 3.0,
+    "gain": 1.0,
     "out_of_range_ratio": 0.1,
 }
 
@@ -165,11 +166,12 @@ def test_diagnostics_of_absurd_or_single_samples_are_finite() -> None:
         ({"std_ratio_min": 0.59}, "unsafe_variance", 0.8),
         ({"std_ratio_max": 1.41}, "unsafe_variance", 0.8),
         ({"std_ratio_max": math.nan}, "unsafe_variance", 0.8),
-        ({"improvement": -1.0, "improvement_z": -1.1}, "biased", 0.8),
-        ({"improvement": -1.0, "improvement_z": -0.9}, "safe", 1.25),
+        ({"gain": -1.1}, "biased", 0.8),
+        ({"gain": -0.9}, "safe", 1.25),
+        ({"gain": math.inf}, "biased", 0.8),
         ({"out_of_range_ratio": 0.5}, "safe", 1.25),
         ({"out_of_range_ratio": 0.51}, "out_of_range", 0.8),
-        ({"std_ratio_max": 1.41, "improvement": -1.0, "improvement_z": -2.0, "out_of_range_ratio": 1.0}, "biased", 0.8),
+        ({"std_ratio_max": 1.41, "gain": -2.0, "out_of_range_ratio": 1.0}, "biased", 0.8),
     ],
 )
 def test_published_control(change: dict[str, float], decision: str, factor: float) -> None:
@@ -187,17 +189,41 @@ def test_published_control_keeps_alpha_where_the_fit_failed_and_below_its_cap() 
     assert controller.alpha == PUBLISHED.max_alpha
 
 
-def test_the_published_learning_rate_falls_with_failures_and_recovers_to_its_nominal_value() -> None:
+@pytest.mark.parametrize(
+    "earlier, gain, biased",
+    [
+        ([], -0.99, False),
+        ([], -1.01, True),
+        ([100.0, -100.0] * 10, -50.0, False),
+        ([100.0, -100.0] * 10, -150.0, True),
+        ([10.0, 12.0] * 10, 5.0, False),  # less than ever, but no loss
+        ([10.0, 12.0] * 10, -0.1, True),
+    ],
+)
+def test_an_improvement_is_negative_beyond_the_noise_of_those_before(earlier: list[float], gain: float, biased: bool) -> None:
     controller = PublishedController(PUBLISHED, alpha=0.1)
-    controller.adapt_learning_rate(1.0)
-    assert controller.learning_rate_scale == 1.0
-    controller.adapt_learning_rate(0.3)
-    assert controller.learning_rate_scale == 0.3
-    scales = []
+    for value in earlier:
+        controller.is_biased(value)
+    if earlier:
+        assert controller.gain_mean == pytest.approx(np.mean(earlier), rel=1e-3, abs=1e-6)
+        assert controller.gain_std == pytest.approx(np.std(earlier), rel=1e-3)
+    assert controller.is_biased(gain) is biased
+    before = dataclasses.replace(controller)
+    assert controller.is_biased(math.nan) and controller == before
+
+
+def test_the_published_learning_rate_falls_with_failures_to_its_floor() -> None:
+    controller = PublishedController(PUBLISHED, alpha=0.1)
+    scales = [1.0]
     for _ in range(20):
-        controller.adapt_learning_rate(controller.learning_rate_scale)
+        controller.lower_learning_rate(1e-3)
         scales.append(controller.learning_rate_scale)
-    assert scales == sorted(scales) and scales[0] > 0.3 and scales[-1] == 1.0
+    assert scales[1] == pytest.approx(1 / 1.5) and scales == sorted(scales, reverse=True)
+    assert scales[-1] == pytest.approx(1e-2), "1e-5, whatever the nominal rate"
+    for nominal in (1e-6, 0.0):  # below the floor from the beginning: nothing is raised to it
+        controller = PublishedController(PUBLISHED, alpha=0.1)
+        controller.lower_learning_rate(nominal)
+        assert controller.learning_rate_scale == 1.0
 
 
 @pytest.mark.parametrize("step_class", [PublishedStep, TrustRegionStep])

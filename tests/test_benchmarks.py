@@ -116,7 +116,7 @@ def test_every_variant_makes_a_model_and_finds_what_it_replaces(benchmarks: None
     import run
 
     for variant in run.VARIANTS.values():
-        make_model(variant.algo, "CartPoleSwingUp-v0", 0, env_kwargs=variant.env_kwargs, **variant.overrides)
+        make_model(variant.algo, "CartPoleSwingUp-v0", 0, variant.env_kwargs, conf=variant.conf, **variant.overrides)
         with ExitStack() as stack:
             for name, replacement in variant.patches.items():
                 stack.enter_context(patch(name, replacement))
@@ -126,7 +126,7 @@ def test_a_run_is_a_row(benchmarks: None, monkeypatch: pytest.MonkeyPatch) -> No
     import run
 
     short = {**read_hyperparams("gippo", "DeJong64-v0"), "n_timesteps": 640}
-    monkeypatch.setattr(experiment, "read_hyperparams", lambda algo, env_id: short)
+    monkeypatch.setattr(experiment, "read_hyperparams", lambda algo, env_id, conf: short)
     row = run.run("DeJong64-v0", "gippo-flip", 7)
     assert (row["env"], row["algo"], row["seed"], row["steps"]) == ("DeJong64-v0", "gippo-flip", 7, 640)
     curve = json.loads(row["curve"])

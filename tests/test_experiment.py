@@ -15,19 +15,31 @@ from sb3_gippo.cli.hyperparams import ALGORITHMS, hyperparams_dir, merge, read_e
 from sb3_gippo.common.policies import MlpPolicy
 
 ENTRIES = [
-    (algo, env_id)
-    for algo in ("gippo", "ppo")
-    for env_id in yaml.safe_load((hyperparams_dir() / f"{algo}.yml").read_text())
+    (conf, env_id)
+    for conf in ("gippo.yml", "gippo_published.yml", "ppo.yml")
+    for env_id in yaml.safe_load((hyperparams_dir() / conf).read_text())
     if env_id != "default"
 ]
 
 
-@pytest.mark.parametrize("algo, env_id", ENTRIES)
-def test_every_entry_makes_a_model_whose_minibatches_fit(algo: str, env_id: str) -> None:
-    model, steps = make_model(algo, env_id, seed=0)
+@pytest.mark.parametrize("conf, env_id", ENTRIES)
+def test_every_entry_makes_a_model_whose_minibatches_fit(conf: str, env_id: str) -> None:
+    algo = conf.removesuffix(".yml").partition("_")[0]
+    model, steps = make_model(algo, env_id, seed=0, conf=conf)
     assert isinstance(model, PPO) and type(model) is ALGORITHMS[algo]
-    assert model.seed == 0 and model.n_envs == read_hyperparams(algo, env_id)["n_envs"] and steps >= 128_000
+    assert model.seed == 0 and model.n_envs == read_hyperparams(algo, env_id, conf)["n_envs"] and steps >= 128_000
     assert model.n_steps * model.n_envs % model.batch_size == 0
+
+
+def test_a_file_is_found_by_its_name_unless_there_is_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "gippo_published.yml"
+    assert read_hyperparams("gippo", "DeJong-v0", name)["alpha_solver"] == "published"
+    assert "alpha_solver" not in read_hyperparams("gippo", "DeJong-v0")
+    (tmp_path / name).write_text("default: {n_steps: 7}")
+    assert read_hyperparams("gippo", "DeJong-v0", name) == {"n_steps": 7}
+    with pytest.raises(FileNotFoundError, match=r"missing\.yml"):
+        read_hyperparams("gippo", "DeJong-v0", "missing.yml")
 
 
 FUNCTIONS = ["DeJong-v0", "DeJong64-v0", "Ackley-v0", "Ackley64-v0", "Rosenbrock-v0", "Rastrigin-v0"]

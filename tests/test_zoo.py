@@ -255,7 +255,9 @@ def test_every_entry_of_our_files_trains(tmp_path: Path) -> None:
     for file in hyperparams_dir().glob("*.yml"):
         small = "n_envs:2 n_steps:2" + ("" if file.stem == "rp" else " batch_size:4 n_epochs:1")
         for env_id in yaml.safe_load(file.read_text()).keys() - {"default"}:
-            commands.append(f"train --algo {file.stem} --env {env_id} -n 1 --eval-freq -1 -params {small}")
+            algo, _, other = file.stem.partition("_")
+            conf = f"--conf-file {file.name}" if other else ""
+            commands.append(f"train --algo {algo} --env {env_id} {conf} -n 1 --eval-freq -1 -params {small}")
     output = zoo_many(tmp_path, *commands)
     assert output.count("status 0") == len(commands) > 0, output
     assert output.count(f"Loading hyperparameters from: {hyperparams_dir()}") == len(commands)

@@ -21,6 +21,7 @@ def make_model(
     seed: int,
     env_kwargs: dict[str, Any] | None = None,
     wrap: Callable[[VecEnv], VecEnv] | None = None,
+    conf: str | None = None,
     **overrides: Any,
 ) -> tuple[BaseAlgorithm, int]:
     """
@@ -31,10 +32,12 @@ def make_model(
     :param seed: of everything random
     :param env_kwargs: the environment's constants
     :param wrap: what is put around the environments, inside of VecNormalize; nothing by default
+    :param conf: the hyper-parameter file, if it is not that of the algorithm's name, see
+        :func:`~sb3_gippo.cli.hyperparams.conf_file`
     :param overrides: hyper-parameters that replace the file's, see :func:`merge`; ``lin_...`` are schedules as there
     :return: the model, and the number of steps the file has it trained for
     """
-    entry = with_schedules(merge(read_hyperparams(algo, env_id), overrides))
+    entry = with_schedules(merge(read_hyperparams(algo, env_id, conf), overrides))
     return build_model(ALGORITHMS[algo], env_id, entry, seed, env_kwargs, wrap)
 
 

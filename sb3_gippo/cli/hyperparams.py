@@ -29,18 +29,28 @@ def hyperparams_dir() -> Path:
     return checkout if (checkout / "gippo.yml").is_file() else package / "hyperparams"
 
 
-def read_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
+def conf_file(name: str) -> Path:
     """
-    An entry of ``hyperparams/<algo>.yml``.
+    :param name: of a hyper-parameter file
+    :return: the file of that name, or if there is none, that in :func:`hyperparams_dir`, if it is there
+    """
+    packaged = hyperparams_dir() / name
+    return packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
+
+
+def read_hyperparams(algo: str, env_id: str, conf: str | None = None) -> dict[str, Any]:
+    """
+    An entry of ``hyperparams/<algo>.yml``, or of another file.
 
     :param algo: one of :data:`ALGORITHMS`
     :param env_id: the environment; the file's ``default`` serves if it has no entry
+    :param conf: the other file, see :func:`conf_file`
     :return: see :func:`read_entry`
     :raises ValueError: for an unknown algorithm
     """
     if algo not in ALGORITHMS:
         raise ValueError(f"Unknown algorithm {algo!r}: there are {', '.join(ALGORITHMS)}.")
-    return read_entry(hyperparams_dir() / f"{algo}.yml", env_id)
+    return read_entry(hyperparams_dir() / f"{algo}.yml" if conf is None else conf_file(conf), env_id)
 
 
 def read_entry(file: Path, env_id: str) -> dict[str, Any]:

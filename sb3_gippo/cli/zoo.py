@@ -30,7 +30,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from sb3_gippo.cli.hyperparams import ALGORITHMS, class_named, hyperparams_dir, merge, with_schedules
+from sb3_gippo.cli.hyperparams import ALGORITHMS, class_named, conf_file, hyperparams_dir, merge, with_schedules
 from sb3_gippo.vec_env.make import from_env_fns
 
 ZOO_ALGORITHMS: dict[str, type[BaseAlgorithm]] = dict(ALGOS)
@@ -73,13 +73,14 @@ class Manager(ExperimentManager):
     """
     rl_zoo3's manager, with our hyper-parameter files and batched environments (also in the place of ``--vec-env dummy``).
 
-    :param config: the user's ``--conf-file``, which wins
+    :param config: the user's ``--conf-file``, which wins; the name of one of our files is enough
     """
 
     default_vec_env_cls = staticmethod(from_env_fns)  # type: ignore[assignment]
 
     def __init__(self, args: Any, algo: str, env_id: str, *rest: Any, config: str | None = None, **kwargs: Any):
-        super().__init__(args, algo, env_id, *rest, config=config, **kwargs)  # type: ignore[misc]
+        given = None if config is None else str(conf_file(config))
+        super().__init__(args, algo, env_id, *rest, config=given, **kwargs)  # type: ignore[misc]
         if config is None:
             self.config = str(hyperparams_file(algo, env_id, Path(self.config).parent))
         if kwargs.get("vec_env_type") == "subproc":

@@ -23,13 +23,15 @@ def adam(parameters: list[nn.Parameter], **kwargs: Any) -> th.optim.Adam | None:
     return th.optim.Adam(parameters, fused=parameters[0].device.type in ("cpu", "cuda"), **kwargs)
 
 
-def load_state(optimizer: th.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_state(optimizer: th.optim.Optimizer | None, state: dict[str, Any] | None) -> None:
     """
     Load an optimizer's state, which another device may have left: the kernels stay those of the device it is on now.
 
     :param optimizer: of :func:`adam`
-    :param state: its ``state_dict``
+    :param state: its ``state_dict``; where there is no optimizer, or no state, nothing is done
     """
+    if optimizer is None or state is None:
+        return
     groups = [{**group, "fused": own["fused"]} for group, own in zip(state["param_groups"], optimizer.param_groups)]
     optimizer.load_state_dict({**state, "param_groups": groups})
 
@@ -44,6 +46,13 @@ def copies(parameters: Sequence[nn.Parameter]) -> list[th.Tensor]:
     return [parameter.detach().clone() for parameter in parameters]
 
 
+@th.no_grad()
+def put_back(parameters: Sequence[nn.Parameter], before: Sequence[th.Tensor]) -> None:
+    """Put parameters back to their :func:`copies`."""
+    for parameter, value in zip(parameters, before):
+        parameter.copy_(value)
+
+
 def snapshot(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer) -> Snapshot:
     """:return: copies of the parameters and of the optimizer's state, for :func:`restore`"""
     state = {parameter: _copy(values) for parameter, values in optimizer.state.items()}
@@ -52,9 +61,7 @@ def snapshot(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer) -> S
 
 def restore(parameters: list[nn.Parameter], optimizer: th.optim.Optimizer, before: Snapshot) -> None:
     """Put parameters and optimizer back to a :func:`snapshot`, which can be used again."""
-    with th.no_grad():
-        for parameter, old in zip(parameters, before[0]):
-            parameter.copy_(old)
+    put_back(parameters, before[0])
     optimizer.state.clear()
     optimizer.state.update({parameter: _copy(values) for parameter, values in before[1].items()})
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch as th
 from torch import nn
 
+from sb3_gippo.common.optimizers import load_state
 from sb3_gippo.on_policy.actor import Actor
 from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientBatch
+
+TrainPPO = Callable[[Sequence[tuple[Sequence[nn.Parameter], float]], list[float] | None], None]
+"""makes PPO's update: takes parameters and what their learning rate is multiplied by, and a list, or ``None``, to which PPO's
+policy loss in each epoch is added"""
 
 MAX_LOG_RATIO = 4.0
 """where |log π̄ - log π_α| is larger, the virtual policy is π_α alone"""
@@ -29,6 +35,7 @@ class Diagnostics:
     :param std_ratio_max: its largest
     :param improvement: mean of Â·(ρ - 1), the estimated gain, with ρ = π_α/π̄
     :param improvement_z: that mean in units of its standard error
+    :param gain: ΣÂ·(ρ - 1), the advantages as they are
     :param out_of_range_ratio: share of samples with ρ outside [1 - clip_range, 1 + clip_range]
     :param agreement: slope of the advantages over what the action gradients predict of them, see :func:`agreement`
     :param agreement_error: its standard error
@@ -39,6 +46,7 @@ class Diagnostics:
     std_ratio_max: float
     improvement: float
     improvement_z: float
+    gain: float
     out_of_range_ratio: float
     agreement: float
     agreement_error: float
@@ -124,6 +132,19 @@ class AlphaStep(ABC):
         """:return: parameters, and what the PPO step's learning rate is multiplied by for them"""
         return []
 
+    def virtual_log_prob(self, old: th.Tensor, alpha: th.Tensor) -> th.Tensor:
+        """See :func:`virtual_log_prob`."""
+        return virtual_log_prob(old, alpha)
+
+    def make_ppo_step(self, train: TrainPPO, before: Sequence[Sequence[th.Tensor]]) -> None:
+        """
+        Make PPO's update, once or several times.
+
+        :param train: makes it
+        :param before: the values of ``actor.moves_mean`` and ``actor.moves_std``
+        """
+        train(self.ppo_scales(), None)
+
     def bound_ppo_step(  # noqa: B027 (not every solver bounds it)
         self, batch: GradientBatch, start: Gaussian, before: list[list[th.Tensor]], spent: float, progress_remaining: float
     ) -> None:
@@ -137,13 +158,24 @@ class AlphaStep(ABC):
         :param progress_remaining: from 1 to 0
         """
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """:return: what :meth:`load_state_dict` takes, as tensors and plain values"""
+        numbers = {name: float(value) for name, value in vars(self.controller).items() if name != "settings"}
+        return {
+            "initial_alpha": self.initial_alpha,
+            "controller": numbers,
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+        }
 
-    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """:param state: of :meth:`state_dict`; that of a run which began with another α or another solver is left aside"""
+        """:param state: of :meth:`state_dict`; that of a run which began with another α is left aside"""
+        if state["initial_alpha"] == self.initial_alpha:
+            self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        load_state(self.optimizer, state["optimizer"])
+        vars(self.controller).update(state["controller"])
+        self.controller.alpha = min(self.alpha, self.settings.max_alpha)
 
 
 def log_prob(actions: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
@@ -200,7 +232,7 @@ def diagnose(
     """
     Judge an α-step on the batch it was made from; rows of all arguments belong together.
 
-    The advantages are centred: E[ρ - 1] = 0 makes that free, and less noisy.
+    The advantages are centred, but for the ``gain``: E[ρ - 1] = 0 makes that free, and less noisy.
 
     :param advantages: Â (n,)
     :param agreed: the batch's :func:`agreement`
@@ -219,6 +251,7 @@ def diagnose(
         std_ratio.max().item(),
         improvement,
         improvement / standard_error if standard_error > 0 else 0.0,
+        (advantages * (ratio - 1)).sum().item(),
         ((ratio - 1).abs() > clip_range).float().mean().item(),
         *agreed,
     )

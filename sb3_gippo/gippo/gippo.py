@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from torch import nn
 
 from sb3_gippo.common.hyperparameters import check_number, settings_from
 from sb3_gippo.common.optimizers import copies, guarded_steps
-from sb3_gippo.gippo.alpha_step import AlphaStep, Diagnostics, Made, agreement, diagnose, log_prob, virtual_log_prob
+from sb3_gippo.gippo.alpha_step import AlphaStep, Diagnostics, Made, agreement, diagnose, log_prob
 from sb3_gippo.gippo.distance import distance_from
 from sb3_gippo.gippo.published import PublishedStep
 from sb3_gippo.gippo.trust_region import TrustRegionStep
@@ -253,7 +255,7 @@ class GIPPO(GradientPPO):
             diagnostics = diagnose(batch.advantages, agreed, log_probs, (old[1], new[1]), clip_range(remaining))
             n_steps, n_envs = buffer.log_probs.shape
             # gradient_batch has the environments first.
-            virtual = virtual_log_prob(*log_probs).reshape(n_envs, n_steps).T
+            virtual = step.virtual_log_prob(*log_probs).reshape(n_envs, n_steps).T
             buffer.log_probs = virtual.cpu().numpy().astype(np.float32)
         decision = step.controller.update(diagnostics)
         self._log_alpha_step(alpha, made, decision, diagnostics)
@@ -264,14 +266,18 @@ class GIPPO(GradientPPO):
         step, actor = self.alpha_step, self.actor
         assert step is not None and actor is not None
         before = [copies(actor.moves_mean), copies(actor.moves_std)]
-        scales = step.ppo_scales()
-        with guarded_steps(self.policy.optimizer, scales), distance_from(self, log_prob(batch.actions, *start)):
-            super().train()
+        start_log_prob = log_prob(batch.actions, *start)
+
+        def train(scales: Sequence[tuple[Sequence[nn.Parameter], float]], losses: list[float] | None) -> None:
+            with guarded_steps(self.policy.optimizer, scales), distance_from(self, start_log_prob, losses):
+                super(GIPPO, self).train()
+            for name, (_, scale) in zip(("mean", "std"), scales):
+                self.logger.record(f"train/learning_rate_{name}", scale * self.policy.optimizer.param_groups[0]["lr"])
+
+        step.make_ppo_step(train, before)
         self.policy.set_training_mode(False)
         step.bound_ppo_step(batch, start, before, spent, self._current_progress_remaining)
         actor.keep_std_in_bounds()
-        for name, (_, scale) in zip(("mean", "std"), scales):
-            self.logger.record(f"train/learning_rate_{name}", scale * self.policy.optimizer.param_groups[0]["lr"])
         for key, value in step.log.items():
             self.logger.record(key, value)
 

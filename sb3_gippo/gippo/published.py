@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule, schedule_of
-from sb3_gippo.common.optimizers import adam, load_state, restore, snapshot, trainable
-from sb3_gippo.gippo.alpha_step import AlphaController, AlphaStep, Diagnostics, Made
+from sb3_gippo.common.optimizers import adam, put_back, restore, snapshot, trainable
+from sb3_gippo.gippo.alpha_step import MAX_LOG_RATIO, AlphaController, AlphaStep, Diagnostics, Made, TrainPPO, virtual_log_prob
 from sb3_gippo.on_policy.actor import Actor
 from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientBatch
 
 MIN_LEARNING_RATE = 1e-5
 """the fit's learning rate is not reduced below"""
+RETRIES = 8
+"""attempts at a fit, and at a PPO step"""
+REDUCTION = 1.5
+"""what the learning rate is divided by after a failed one"""
 
 
 @dataclass(frozen=True)
@@ -31,26 +36,24 @@ class PublishedSettings:
     :param max_alpha: α is never raised above
     :param interval: δ: the step is safe while det(I + α ∇²A) stays in [1 - δ, 1 + δ]
     :param max_out_of_range: α is lowered when a larger share of the ratios π_α/π̄ leaves PPO's clip range
-    :param bias_z: by how many standard errors the improvement must be negative for α to fall
     :raises AssertionError: for a value that makes no sense
     """
 
-    n_iterations: int = 4
-    learning_rate: float | Schedule = 1e-2
+    n_iterations: int = 16
+    learning_rate: float | Schedule = 1e-3
     factor: float = 1.1
     max_alpha: float = 1.0
     interval: float = 0.4
     max_out_of_range: float = 0.5
-    bias_z: float = 1.0
 
     def __post_init__(self) -> None:
-        check_integer("alpha_kwargs: n_iterations", self.n_iterations, 1)
+        # The first and the last step's losses are compared.
+        check_integer("alpha_kwargs: n_iterations", self.n_iterations, 2)
         check_schedule("alpha_kwargs: learning_rate", self.learning_rate)
         check_number("alpha_kwargs: factor", self.factor, 1, open_low=True)
         check_number("alpha_kwargs: max_alpha", self.max_alpha, open_low=True)
         check_number("alpha_kwargs: interval", self.interval, 0, 1, open_low=True)
         check_number("alpha_kwargs: max_out_of_range", self.max_out_of_range, 0, 1, open_low=True)
-        check_number("alpha_kwargs: bias_z", self.bias_z)
 
 
 @dataclass
@@ -59,66 +62,89 @@ class PublishedController(AlphaController):
     The paper's control: α rises while the α-policy is a valid density near the batch, and falls if it is not, if the estimated
     improvement is negative, or if too many ratios leave PPO's clip range.
 
+    The improvement is noisy: it counts as negative where it lies below 0 and more than one standard deviation below its own
+    mean, both of all iterations so far.
+
     :param settings: hyper-parameters
     :param alpha: the present α
     :param learning_rate_scale: what failed fits left of the α-step's learning rate
+    :param ppo_rate_scale: what failed PPO steps left of PPO's
+    :param gain_mean: running mean of the estimated improvements
+    :param gain_std: their running standard deviation
+    :param gain_count: how many there were; not 0, that the first has something to be compared with
     """
-
-    RECOVERY: ClassVar[float] = 1.2
 
     settings: PublishedSettings
     alpha: float
     learning_rate_scale: float = 1.0
+    ppo_rate_scale: float = 1.0
+    gain_mean: float = 0.0
+    gain_std: float = 1.0
+    gain_count: float = 1e-4
 
     def update(self, diagnostics: Diagnostics | None) -> str:
         settings, old = self.settings, self.alpha
+        biased = self.is_biased(0.0 if diagnostics is None else diagnostics.gain)
         if diagnostics is None:
             return "fit_failed"
         decision, alpha = "safe", old * settings.factor
         low, high = 1 - settings.interval, 1 + settings.interval
         if not (low <= diagnostics.std_ratio_min and diagnostics.std_ratio_max <= high):
             decision, alpha = "unsafe_variance", old / settings.factor
-        if diagnostics.improvement < 0 and diagnostics.improvement_z < -settings.bias_z:
+        if biased:
             decision, alpha = "biased", old / settings.factor
         elif diagnostics.out_of_range_ratio > settings.max_out_of_range:
             decision, alpha = "out_of_range", old / settings.factor
         self.alpha = min(alpha, settings.max_alpha)
         return decision
 
-    def adapt_learning_rate(self, scale: float) -> None:
+    def is_biased(self, gain: float) -> bool:
         """
-        Remember the learning rate a fit ended with, and let it recover where the first attempt succeeded.
+        Judge an estimated improvement by those before it, and add it to them.
 
-        :param scale: that rate over the nominal one
+        :param gain: Σ Â (ρ - 1) over the batch
+        :return: whether it is negative beyond its noise; what is not finite is, and is not added
         """
-        # The paper only ever lowers it: the failures of a small α at the start would leave it at its floor for good.
-        succeeded_at_once = scale >= self.learning_rate_scale
-        self.learning_rate_scale = min(1.0, scale * self.RECOVERY) if succeeded_at_once else scale
+        if not math.isfinite(gain):
+            return True
+        distance, variance = gain - self.gain_mean, self.gain_std**2
+        biased = gain < 0 and distance < -math.sqrt(variance + 1e-5)
+        count = self.gain_count + 1
+        self.gain_mean += distance / count
+        self.gain_std = math.sqrt(self.gain_count / count * (variance + distance**2 / count))
+        self.gain_count = count
+        return biased
+
+    def lower_learning_rate(self, nominal: float) -> None:
+        """
+        After a fit that failed: the next one begins with a smaller rate.
+
+        :param nominal: the learning rate that ``learning_rate_scale`` scales
+        """
+        lowest = MIN_LEARNING_RATE / nominal if nominal > 0 else 1.0
+        self.learning_rate_scale = min(self.learning_rate_scale, max(self.learning_rate_scale / REDUCTION, lowest))
 
 
-def fit_loss(mean: th.Tensor, std: th.Tensor, noise: th.Tensor, target: th.Tensor, scale: th.Tensor) -> th.Tensor:
+def fit_loss(mean: th.Tensor, std: th.Tensor, noise: th.Tensor, target: th.Tensor) -> th.Tensor:
     """
-    How far the policy's actions are from the α-policy's, in units of the sampling policy's σ:
-    mean over samples of ‖(μ + σ ε - target) / scale‖².
+    How far the policy's actions are from the α-policy's: mean over samples of ‖μ + σ ε - target‖².
 
     :param mean: μ (n, action_dim)
     :param std: σ (n, action_dim)
     :param noise: ε (n, action_dim)
     :param target: (n, action_dim)
-    :param scale: σ̄ (n, action_dim), or 1
     :return: a scalar
     """
-    return ((mean + std * noise - target) / scale).square().sum(1).mean()
+    return (mean + std * noise - target).square().sum(1).mean()
 
 
 class PublishedStep(AlphaStep):
     """
     Full-batch Adam steps towards a + α·g; if the loss did not fall, restore the actor, lower the learning rate, try again.
+    PPO's step likewise, as the authors' code has it (https://github.com/SonSang/gippo).
     """
 
     Settings = PublishedSettings
-    RETRIES: ClassVar[int] = 8
-    REDUCTION: ClassVar[float] = 1.5
 
     settings: PublishedSettings
     controller: PublishedController
@@ -133,66 +159,68 @@ class PublishedStep(AlphaStep):
     def make(
         self, batch: GradientBatch, old: Gaussian, features: th.Tensor, agreed: tuple[float, float], progress_remaining: float
     ) -> Made:
-        self.log = {}
         nominal = self.rate(progress_remaining)
-        target = batch.actions + self.alpha * batch.action_gradients
-        ratio, rate = self.fit(batch, target, old[1], nominal * self.controller.learning_rate_scale)
-        self.log["train/alpha_learning_rate"] = rate
-        if nominal > 0:
-            self.controller.adapt_learning_rate(rate / nominal)
-        return Made(ratio, 1.0) if ratio < 1 else Made(None, 0.0)
+        learning_rate = nominal * self.controller.learning_rate_scale
+        self.log = {"train/alpha_learning_rate": learning_rate}
+        ratio = self.fit(batch, batch.actions + self.alpha * batch.action_gradients, learning_rate)
+        if ratio is None:
+            self.controller.lower_learning_rate(nominal)
+            return Made(None, 0.0)
+        return Made(ratio, 1.0)
 
-    def fit(self, batch: GradientBatch, target: th.Tensor, scale: th.Tensor, learning_rate: float) -> tuple[float, float]:
+    def fit(self, batch: GradientBatch, target: th.Tensor, learning_rate: float) -> float | None:
         """
-        Move the actor towards the target actions. It is never left worse than it was found.
+        Move the actor towards the target actions. It is left as it was where every attempt failed.
+
+        The moments are those of all steps so far, failed ones included, unless they are not finite.
 
         :param batch: the window
         :param target: (n, action_dim), a + α·g
-        :param scale: (n, action_dim), unit of the residual
         :param learning_rate: of the first attempt
-        :return: final loss over initial loss (1 if every attempt failed), and the learning rate of the last attempt
+        :return: the loss before the last step over that before the first; ``None`` if it never fell
         """
-
-        def loss() -> th.Tensor:
-            return fit_loss(*self.actor.gaussian(batch.observations), batch.noise, target, scale)
-
         optimizer, parameters = self.optimizer, self.parameters
         if optimizer is None or not trainable(parameters):
-            return 1.0, learning_rate
-        with th.no_grad():
-            initial = loss().item()
+            return None
         before = snapshot(parameters, optimizer)
-        for _ in range(self.RETRIES):
+        for _ in range(RETRIES):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
+            losses = []
             for _ in range(self.settings.n_iterations):
+                loss = fit_loss(*self.actor.gaussian(batch.observations), batch.noise, target)
+                losses.append(loss.item())
                 optimizer.zero_grad()
-                loss().backward()
+                loss.backward()
                 nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 optimizer.step()
+            optimizer.zero_grad()
             self.actor.keep_std_in_bounds()
-            with th.no_grad():
-                final = loss().item()
-            if final < initial:  # False for NaN
-                optimizer.zero_grad()
-                return final / initial, learning_rate
-            restore(parameters, optimizer, before)
-            learning_rate = max(learning_rate / self.REDUCTION, min(MIN_LEARNING_RATE, learning_rate))
-        optimizer.zero_grad()
-        return 1.0, learning_rate
+            if losses[-1] < losses[0] and nn.utils.get_total_norm(parameters).isfinite():
+                return losses[-1] / losses[0]
+            put_back(parameters, before[0])
+            learning_rate /= REDUCTION
+            moments = [value for values in optimizer.state.values() for value in values.values()]
+            if not nn.utils.get_total_norm(moments).isfinite():
+                restore(parameters, optimizer, before)
+        return None
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "initial_alpha": self.initial_alpha,
-            "controller": {"alpha": float(self.alpha), "learning_rate_scale": float(self.controller.learning_rate_scale)},
-            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-        }
+    def virtual_log_prob(self, old: th.Tensor, alpha: th.Tensor) -> th.Tensor:
+        """As the base's, but where a single sample's log-probabilities are further apart, π_h is π_α for all."""
+        if ((old - alpha).abs() > MAX_LOG_RATIO).any():
+            return alpha.where(alpha.isfinite(), old)
+        return virtual_log_prob(old, alpha)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["initial_alpha"] != self.initial_alpha:
-            return
-        if self.optimizer is not None and state["optimizer"] is not None:
-            load_state(self.optimizer, state["optimizer"])
-        for name, value in state["controller"].items():
-            setattr(self.controller, name, value)
-        self.controller.alpha = min(self.alpha, self.settings.max_alpha)
+    def make_ppo_step(self, train: TrainPPO, before: Sequence[Sequence[th.Tensor]]) -> None:
+        """If PPO's loss in the last epoch is above that in the first: restore the actor, lower the rate, try again."""
+        groups, full = (self.actor.moves_mean, self.actor.moves_std), self.controller.ppo_rate_scale
+        scale = full
+        for _ in range(RETRIES):
+            losses: list[float] = []
+            train([(group, scale) for group in groups], losses)
+            if losses[-1] <= losses[0]:  # False for NaN
+                return
+            for group, values in zip(groups, before):
+                put_back(group, values)
+            scale = full / REDUCTION  # once, not once an attempt; the attempts differ by the optimizer's moments
+        self.controller.ppo_rate_scale = scale

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule, schedule_of
-from sb3_gippo.common.optimizers import adam, copies, load_state, restore, snapshot, trainable
+from sb3_gippo.common.optimizers import adam, copies, restore, snapshot, trainable
 from sb3_gippo.gippo.alpha_step import AlphaController, AlphaStep, Diagnostics, Made, in_double
 from sb3_gippo.on_policy.actor import Actor
 from sb3_gippo.rollout.action_gradients import Gaussian
@@ -431,24 +431,11 @@ class TrustRegionStep(AlphaStep):
         self.log["train/ppo_kl_mean"], self.log["train/ppo_kl_std"] = made
 
     def state_dict(self) -> dict[str, Any]:
-        rates = (self.fit_rate, self.ppo_mean_rate, self.ppo_std_rate)
-        controller = self.controller
-        return {
-            "initial_alpha": self.initial_alpha,
-            "controller": {name: float(getattr(controller, name)) for name in ("alpha", "slope", "variance")},
-            "rates": [float(rate.scale) for rate in rates],
-            "std_freedom": float(self.std_freedom),
-            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-        }
+        rates = [float(rate.scale) for rate in (self.fit_rate, self.ppo_mean_rate, self.ppo_std_rate)]
+        return {**super().state_dict(), "rates": rates, "std_freedom": float(self.std_freedom)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["initial_alpha"] != self.initial_alpha:
-            return
-        if self.optimizer is not None and state["optimizer"] is not None:
-            load_state(self.optimizer, state["optimizer"])
-        for name, value in state["controller"].items():
-            setattr(self.controller, name, value)
-        self.controller.alpha = min(self.alpha, self.settings.max_alpha)
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
         for rate, scale in zip((self.fit_rate, self.ppo_mean_rate, self.ppo_std_rate), state["rates"]):
             rate.scale = scale
         self.std_freedom = state["std_freedom"]

@@ -133,8 +133,7 @@ class CriticFit:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """:param state: of :meth:`state_dict`"""
-        if self.optimizer is not None and state["optimizer"] is not None:
-            load_state(self.optimizer, state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         for observations, returns in state["memory"]:
             self.memory.add(observations.cpu().numpy(), returns.cpu().numpy())
 

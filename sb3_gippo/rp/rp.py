@@ -115,8 +115,7 @@ class RP(GradientPPO):
 
     def _load_learner_state(self, state: dict[str, Any]) -> None:
         super()._load_learner_state(state)
-        if self.actor_optimizer is not None and state.get("actor_optimizer") is not None:
-            load_state(self.actor_optimizer, state["actor_optimizer"])
+        load_state(self.actor_optimizer, state.get("actor_optimizer"))
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "actor_optimizer"]
