@@ -5,9 +5,8 @@ Both are the equations of :mod:`~gippo_envs.physics.dynamics`, written down once
 it for the CPU or the GPU and keeps the result on the disk.
 """
 
-import math
 import os
-from collections.abc import Callable
+import time
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +18,11 @@ from gippo_envs.physics.dynamics import Constants
 from gippo_envs.physics.symbols import Tape
 from gippo_envs.physics.tree import Tree
 
+OPTIONS = {
+    "cpu_compiler_flags": "-march=native -fno-slp-vectorize -ffp-contract=fast",
+    "enable_backward": False,
+}
+"""of Warp. Straight-line code gains a third from fused products and sums, and loses by attempts to find vectors in it."""
 LOOP = """
 typedef {real} T;
 for (int k = {first}) {{
@@ -106,7 +110,7 @@ class Kernels:
         self.tree = tree
         self.device = wp.device_from_torch(device)
         real = {th.float32: wp.float32, th.float64: wp.float64}[dtype]
-        numbers, grid = wp.array(dtype=real), wp.array(dtype=real)
+        numbers = wp.array(dtype=real)
         name = {th.float32: "float", th.float64: "double"}[dtype]
 
         @wp.func_native(_step_code(tree, name))
@@ -114,8 +118,8 @@ class Kernels:
             states: numbers, accelerations: numbers, actions: numbers, constants: numbers, i: int, n: int, substeps: int
         ): ...
 
-        @wp.kernel(enable_backward=False, module="unique")
-        def step(states: grid, accelerations: grid, actions: grid, constants: grid, n: int, substeps: int):
+        @wp.kernel(module="unique", module_options=OPTIONS)
+        def step(states: numbers, accelerations: numbers, actions: numbers, constants: numbers, n: int, substeps: int):
             substeps_of_a_step(states, accelerations, actions, constants, wp.tid(), n, substeps)
 
         @wp.func_native(_adjoint_code(tree, name))
@@ -131,14 +135,14 @@ class Kernels:
             substeps: int,
         ): ...
 
-        @wp.kernel(enable_backward=False, module="unique")
+        @wp.kernel(module="unique", module_options=OPTIONS)
         def adjoint(
-            states: grid,
-            accelerations: grid,
-            actions: grid,
-            constants: grid,
-            adj_state: grid,
-            adj_action: grid,
+            states: numbers,
+            accelerations: numbers,
+            actions: numbers,
+            constants: numbers,
+            adj_state: numbers,
+            adj_action: numbers,
             n: int,
             substeps: int,
         ):
@@ -148,10 +152,33 @@ class Kernels:
 
         self.step, self.adjoint = step, adjoint
 
+        self._compile()
+
+    def _compile(self) -> None:
+        """Both kernels at once, that nobody waits in the middle of training, with a word where that takes long."""
+        start = time.perf_counter()
+        missing = [kernel for kernel in (self.step, self.adjoint) if not self._is_cached(kernel)]
+        if missing:
+            print(f"Compiling the physics of {self.tree.name} for {self.device} (once, it is kept) ...", end=" ", flush=True)
+        for kernel in (self.step, self.adjoint):
+            kernel.module.load(self.device)
+        if missing:
+            print(f"{time.perf_counter() - start:.0f} s")
+
+    def _is_cached(self, kernel: Any) -> bool:
+        folder = kernel.module.get_module_identifier()
+        return os.path.isdir(os.path.join(self.warp.config.kernel_cache_dir, folder))
+
     def launch(self, kernel: Any, n: int, *arguments: Any) -> None:
         wp = self.warp
         inputs = [wp.from_torch(x.reshape(-1)) if isinstance(x, th.Tensor) else x for x in arguments]
         wp.launch(kernel, n, inputs=inputs, device=self.device)
+
+
+@lru_cache(maxsize=None)
+def kernels(tree: Tree, dtype: th.dtype, device: th.device) -> Kernels:
+    """:return: the robot's, made at the first call"""
+    return Kernels(tree, dtype, device)
 
 
 class Step(th.autograd.Function):

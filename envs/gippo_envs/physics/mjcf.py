@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +39,15 @@ def model_path(file: str) -> str:
     raise ValueError(f"There is no model {file!r}: give the path of an MJCF file, or the name of one of Gymnasium's.")
 
 
-def load(file: str, density: float | None = None) -> Any:
+def load(file: str) -> Any:
     """
     :param file: as :func:`model_path` takes it
-    :param density: of all geoms, kg/m³; ``None`` for the file's
-    :return: MuJoCo's compiled model
+    :return: MuJoCo's compiled model, an ``MjModel``
     """
     mujoco = import_mujoco()
-    spec = mujoco.MjSpec.from_file(model_path(file))
-    if density is not None:
-        spec.compiler.settotalmass = -1.0
-        for geom in spec.geoms:
-            geom.density = density
-    return spec.compile()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of attributes in Gymnasium's files that MuJoCo will give up some day
+        return mujoco.MjModel.from_xml_path(model_path(file))
 
 
 def tree(model: Any) -> Tree:
@@ -143,8 +141,6 @@ def _with_body(
     link: Link, masses: list[tuple[float, np.ndarray, np.ndarray]], points: list[tuple[tuple[float, ...], float]]
 ) -> Link:
     """The link with all that is rigidly on it, as one body."""
-    from dataclasses import replace
-
     link = replace(link, points=tuple(points))  # type: ignore[arg-type]
     mass = float(sum(part for part, _, _ in masses))
     if not mass:
@@ -231,6 +227,9 @@ def _refuse_what_is_not_carried(mujoco: Any, model: Any) -> None:
     if np.any(model.dof_frictionloss):
         joint = int(model.dof_jntid[np.flatnonzero(model.dof_frictionloss)[0]])
         refuse(f"dry friction in joints ({name('joint', joint)})", "use damping in place of frictionloss")
+    for field, what in (("dof_dampingpoly", "damping"), ("jnt_stiffnesspoly", "stiffness")):
+        if np.any(getattr(model, field, 0)):
+            refuse(f"{what} that is not proportional", f"give one number as {what}")
     for joint in range(model.njnt):
         free = model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE
         ball = model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_BALL
@@ -283,9 +282,16 @@ def _refuse_actuators(mujoco: Any, model: Any, name: Any, refuse: Any) -> None:
         )
         if not plain:
             refuse(f"actuators other than motors ({name('actuator', motor)})", "use <motor>")
+        limits = ("actuator_forcelimited", "actuator_damping", "actuator_armature")
+        if any(np.any(getattr(model, limit, [0] * model.nu)[motor]) for limit in limits) or _limited(model, joint):
+            refuse(f"motors with force limits, damping or armature ({name('actuator', motor)})", "put them on the joint")
         low, high = model.actuator_ctrlrange[motor]
         if model.actuator_ctrllimited[motor] and abs(low + high) > 1e-9 * abs(high):
             refuse(f"motors stronger one way than the other ({name('actuator', motor)})", 'use ctrlrange="-1 1" and gear')
+
+
+def _limited(model: Any, joint: int) -> bool:
+    return bool(getattr(model, "jnt_actfrclimited", np.zeros(model.njnt))[joint])
 
 
 def _matrix(quaternion: np.ndarray) -> np.ndarray:
