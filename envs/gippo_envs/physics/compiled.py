@@ -38,7 +38,7 @@ def _import_warp() -> Any:
         import warp
     except ImportError as error:
         raise DependencyNotInstalled('Robots are simulated by Warp: pip install "sb3-gippo[physics]"') from error
-    warp.config.log_level = warp.LOG_WARNING
+    warp.config.log_level = warp.LOG_ERROR  # without a GPU it warns of that
     warp.init()
     return warp
 
@@ -171,7 +171,7 @@ class Kernels:
 
     def launch(self, kernel: Any, n: int, *arguments: Any) -> None:
         wp = self.warp
-        inputs = [wp.from_torch(x.reshape(-1)) if isinstance(x, th.Tensor) else x for x in arguments]
+        inputs = [wp.from_torch(x.detach().view(-1), return_ctype=True) if isinstance(x, th.Tensor) else x for x in arguments]
         wp.launch(kernel, n, inputs=inputs, device=self.device)
 
 

@@ -73,6 +73,12 @@ def product(a: Sequence[Vector], b: Sequence[Vector]) -> Matrix:
     return [[dot(row, [other[j] for other in b]) for j in range(3)] for row in a]
 
 
+def unit(quaternion: Sequence[Scalar]) -> Vector:
+    """:return: the quaternion at length 1"""
+    parts = list(quaternion)
+    return scale(parts, dot(parts, parts).sqrt().reciprocal())
+
+
 def rotation(w: Scalar, x: Scalar, y: Scalar, z: Scalar) -> Matrix:
     """:return: the matrix of a unit quaternion"""
     return [
@@ -140,7 +146,7 @@ def move(tree: Tree, q: Sequence[Scalar], v: Sequence[Scalar], constants: Consta
             turns = [[row[2] for row in axes]]
             joint = [(turn, cross(place, turn)) for turn in turns]
         else:
-            axes = product(axes, rotation(*q[link.q : link.q + 4]))
+            axes = product(axes, rotation(*unit(q[link.q : link.q + 4])))
             joint = [(turn, cross(place, turn)) for turn in ([row[k] for row in axes] for k in range(3))]
         own = still
         for motion, speed in zip(joint, v[link.v : link.v + len(joint)]):
@@ -357,7 +363,7 @@ def advance(tree: Tree, q: Sequence[Scalar], v: Sequence[Scalar], h: Scalar) -> 
         if link.kind != "ball":
             out[link.q] = q[link.q] + h * v[link.v]
             continue
-        w, x, y, z = q[link.q : link.q + 4]
+        w, x, y, z = unit(q[link.q : link.q + 4])
         half = scale(list(v[link.v : link.v + 3]), 0.5 * h)
         square = dot(half, half)
         sine = cosine = 1.0

@@ -50,6 +50,12 @@ def load(file: str) -> Any:
         return mujoco.MjModel.from_xml_path(model_path(file))
 
 
+def refresh(model: Any) -> None:
+    """Let a changed model's derived numbers follow, such as the masses of subtrees."""
+    mujoco = import_mujoco()
+    mujoco.mj_setConst(model, mujoco.MjData(model))
+
+
 def tree(model: Any) -> Tree:
     """
     :param model: an ``mujoco.MjModel``

@@ -76,6 +76,7 @@ class Robot(FunctionalEnv):
                 raise ValueError(f"{name} must be 0 or positive, not {getattr(self, name)}.")
         self.model = mjcf.load(self.file)
         self.prepare(self.model)
+        mjcf.refresh(self.model)
         self.tree = self.arrange(mjcf.tree(self.model))
         nu = len(self.tree.motors)
         self.state_size = self.tree.nq + self.tree.nv + (nu if self.keeps_action else 0)
@@ -141,28 +142,20 @@ class Robot(FunctionalEnv):
     def initial_state(self, n: int, generator: th.Generator, options: dict[str, Any] | None = None) -> th.Tensor:
         uniform = self._uniform(n, self.tree.nq + self.tree.nv, generator)
         position = self._tensor(self.start) + self.start_spread * uniform[:, : self.tree.nq]
+        for link in self.tree.links:
+            if link.kind == "ball":
+                quaternion = position[:, link.q : link.q + 4]
+                position[:, link.q : link.q + 4] = quaternion / quaternion.norm(dim=1, keepdim=True)
         velocity = self.start_speed_spread * uniform[:, self.tree.nq :]
-        return self._with_action(self.normalized(position), velocity, velocity.new_zeros(n, self.action_dim))
+        return self._with_action(position, velocity, velocity.new_zeros(n, self.action_dim))
 
     def step(self, state: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         action = action.clamp(-1.0, 1.0)
-        given = th.cat([self.normalized(self.position(state)), self.velocity(state)], dim=1)
         compiled = kernels(self.tree, self.torch_dtype, self.torch_device)
-        moved = Step.apply(given.T.contiguous(), action.T.contiguous(), self._constants, compiled, self.substeps).T
+        given = state[:, : self.tree.nq + self.tree.nv].T
+        moved = Step.apply(given, action.T.contiguous(), self._constants, compiled, self.substeps).T
         after = th.cat([moved, action], dim=1) if self.keeps_action else moved
         return after, self.reward(after, action), self.terminated(after.detach())
-
-    def normalized(self, position: th.Tensor) -> th.Tensor:
-        """
-        :param position: (n, nq)
-        :return: the same with quaternions of length 1
-        """
-        balls = [link.q for link in self.tree.links if link.kind == "ball"]
-        for q in balls:
-            quaternion = position[:, q : q + 4]
-            unit = quaternion / quaternion.norm(dim=1, keepdim=True)
-            position = th.cat([position[:, :q], unit, position[:, q + 4 :]], dim=1)
-        return position
 
     @property
     def constants(self) -> Constants:
