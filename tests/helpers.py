@@ -1,10 +1,12 @@
-"""What many tests share: small models and environments, what a model logged, and whether two are the same."""
+"""What many tests share: small models and environments, interrupts, what a model logged, and whether two are the same."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_gippo import GIPPO, make_vec_env
@@ -22,6 +24,27 @@ def cartpole(n_envs: int = 4, **kwargs: Any) -> VecEnv:
 def small(env: VecEnv | str | None = None, policy: Any = "MlpPolicy", **kwargs: Any) -> GIPPO:
     """A model with a short window."""
     return GIPPO(policy, cartpole() if env is None else env, **{**SETTINGS, **kwargs})
+
+
+class Strike(BaseCallback):
+    """Does something in one step, or at the end of a rollout."""
+
+    def __init__(self, deed: Callable[[], Any], step: int | None = None):
+        super().__init__()
+        self.deed, self.step = deed, step
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.step:
+            self.deed()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.step is None:
+            self.deed()
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def logged(model: GradientPPO) -> dict[str, Any]:

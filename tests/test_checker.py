@@ -17,12 +17,9 @@ from sb3_gippo.checker.differences import central_differences
 from tests.reference import linear_quadratic
 
 
-class Swing(gym.Env[np.ndarray, np.ndarray]):
-    """A damped pendulum by the day's book: derivatives by hand, nothing wrong. The broken ones below change one thing."""
+class Simulation(gym.Env[np.ndarray, np.ndarray]):
+    """Has a state and a switch for the channel; subclasses have the rest."""
 
-    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
-    action_space: spaces.Space = spaces.Box(-2.0, 2.0, (1,), np.float64)
-    dtype: Any = np.float64
     differentiable = False
 
     def set_differentiable(self, differentiable: bool) -> None:
@@ -36,8 +33,25 @@ class Swing(gym.Env[np.ndarray, np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
-        self.state = self.np_random.uniform(-1, 1, 2).astype(self.dtype)
+        self.state = self.initial_state()
         return self.observe(), {}
+
+    def initial_state(self) -> np.ndarray:
+        raise NotImplementedError
+
+    def observe(self) -> np.ndarray:
+        raise NotImplementedError
+
+
+class Swing(Simulation):
+    """A damped pendulum by the day's book: derivatives by hand, nothing wrong. The broken ones below change one thing."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space: spaces.Space = spaces.Box(-2.0, 2.0, (1,), np.float64)
+    dtype: Any = np.float64
+
+    def initial_state(self) -> np.ndarray:
+        return self.np_random.uniform(-1, 1, 2).astype(self.dtype)
 
     def observe(self) -> np.ndarray:
         angle, speed = self.state
@@ -382,7 +396,7 @@ def test_differences_bound_the_true_slope() -> None:
     assert differences.low[1, 0] == pytest.approx(-1) and differences.high[1, 0] == pytest.approx(1)
 
 
-class Units(gym.Env[np.ndarray, np.ndarray]):
+class Units(Simulation):
     """
     Two coupled numbers of any size and any types, right in all of them. Subclasses change one thing.
 
@@ -396,26 +410,14 @@ class Units(gym.Env[np.ndarray, np.ndarray]):
     obs_type: Any = np.float64
     low, high = np.array([-1.0, -1.0]), np.array([1.0, 1.0])
     ends = False
-    differentiable = False
 
     def __init__(self) -> None:
         low, high = (bound.astype(self.action_type) for bound in (self.low, self.high))
         self.action_space = spaces.Box(low, high, dtype=self.action_type)
         self.observation_space = spaces.Box(-np.inf, np.inf, (3,), self.obs_type)
 
-    def set_differentiable(self, differentiable: bool) -> None:
-        self.differentiable = differentiable
-
-    def get_state(self) -> np.ndarray:
-        return self.state.copy()
-
-    def set_state(self, state: np.ndarray) -> None:
-        self.state = state.copy()
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)
-        self.state = (self.size * (self.start + 0.3 * self.np_random.uniform(-1, 1, 2))).astype(self.state_type)
-        return self.observe(), {}
+    def initial_state(self) -> np.ndarray:
+        return (self.size * (self.start + 0.3 * self.np_random.uniform(-1, 1, 2))).astype(self.state_type)
 
     def observe(self) -> np.ndarray:
         sine = self.size * np.sin(self.state[:1] / self.state_type(self.size))

@@ -29,10 +29,11 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
 )
 
+from gippo_envs.core import SingleEnv
 from sb3_gippo import GIPPO, GradientChannelError, make_vec_env
 from sb3_gippo.on_policy.actor import gaussian
 from sb3_gippo.rollout.collector import check_integrity
-from tests.reference import linear_quadratic
+from tests.reference import LinearQuadratic, linear_quadratic
 from tests.test_action_gradients import rollout
 
 
@@ -432,6 +433,38 @@ def test_environments_that_tell_no_states_are_asked_and_left_as_they_were() -> N
         assert wrap is Monitor or env.get_attr("wind") == [1.0, 1.0]
     with pytest.raises(GradientChannelError, match="made 2 steps in one"):
         learn(DummyVecEnv([lambda: Repeat(Differenced())]))
+
+
+class Switchless(SingleEnv):
+    """Never offers the channel."""
+
+    def set_differentiable(self, differentiable: bool) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "make, asked",
+    [(Differenced, 2 * 8), (linear_quadratic, 1), (lambda: Switchless(LinearQuadratic), 1)],
+    ids=["tells no states", "tells them", "without a channel"],
+)
+@pytest.mark.filterwarnings("ignore:GIPPO trains without gradients:UserWarning")
+def test_environments_that_tell_their_states_or_give_no_gradients_are_asked_once_a_window(
+    make: Callable[[], gym.Env], asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[gym.Env] = []
+    env = DummyVecEnv([make])
+    kind: Any = type(env.envs[0].unwrapped)
+    get_state = kind.get_state
+
+    def counted(self: gym.Env) -> Any:
+        calls.append(self)
+        return get_state(self)
+
+    monkeypatch.setattr(kind, "get_state", counted)
+    model = GIPPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, seed=0, device="cpu")
+    for window in (1, 2):
+        model.learn(8, reset_num_timesteps=False)
+        assert len(calls) == window * asked
 
 
 @pytest.mark.parametrize("case", ["repeated", "skipped"])

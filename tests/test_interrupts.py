@@ -9,36 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stable_baselines3.common.callbacks import BaseCallback
+import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_gippo import GIPPO
 from sb3_gippo.rollout.workers import settle
-from tests.helpers import SETTINGS, cartpole, is_finite, small
+from tests.helpers import SETTINGS, Strike, cartpole, interrupt, is_finite, small
 from tests.reference import linear_quadratic
 
 ENDED = r"^The process of environment \d has ended \(exit code .*go on with new environments by `set_env`\.$"
-
-
-class Strike(BaseCallback):
-    """Does something in one step, or at the end of a rollout."""
-
-    def __init__(self, deed: Callable[[], None], step: int | None = None):
-        super().__init__()
-        self.deed, self.step = deed, step
-
-    def _on_step(self) -> bool:
-        if self.n_calls == self.step:
-            self.deed()
-        return True
-
-    def _on_rollout_end(self) -> None:
-        if self.step is None:
-            self.deed()
-
-
-def stop() -> None:
-    raise KeyboardInterrupt
 
 
 def interruptible() -> Any:
@@ -93,7 +72,7 @@ def test_whatever_is_raised_gradients_are_switched_off_and_no_hook_stays(
 def test_a_hook_is_removed_if_the_forward_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small().learn(32)
     assert model.actor is not None
-    monkeypatch.setattr(model.policy, "get_distribution", lambda observations: stop())
+    monkeypatch.setattr(model.policy, "get_distribution", lambda observations: interrupt())
     with pytest.raises(KeyboardInterrupt):
         model.actor.gaussian_and_features(model.policy.log_std.new_zeros(2, 5))
     assert not model.policy.action_net._forward_pre_hooks
@@ -106,7 +85,7 @@ def test_an_interrupt_of_the_main_process_alone_leaves_answers_that_are_taken(en
 
     def interrupted() -> Any:
         if next(calls) == 12:
-            stop()
+            interrupt()
         return recv()
 
     env.remotes = (env.remotes[0], _Remote(env.remotes[1], interrupted))
@@ -142,15 +121,21 @@ def test_settling_takes_every_answer_that_is_left_and_harms_nobody(env: SubprocV
 def test_a_process_that_ends_is_named_whenever_it_does(env: SubprocVecEnv, when: str, number: int) -> None:
     """Ctrl-C in a terminal reaches the workers too, which end; a later ``learn`` finds them gone."""
     model = GIPPO("MlpPolicy", env, **SETTINGS)
+    before = {key: value.clone() for key, value in model.policy.state_dict().items()}
+    ended = ENDED.replace(r"environment \d", "environment 1")
     callback = None
     if when == "before learn":
         kill(env, number)
     else:
         callback = Strike(lambda: kill(env, number), 5 if when == "in a rollout" else None)
-    with pytest.raises(RuntimeError, match=ENDED):
+    with pytest.raises(RuntimeError, match=ended.replace("code ", "code -9") if number == signal.SIGKILL else ended):
         model.learn(8 * 2, callback)
-    with pytest.raises(RuntimeError, match=ENDED.replace(r"environment \d", "environment 1")):
+    if when != "in the last update":
+        assert all(th.equal(value, before[key]) for key, value in model.policy.state_dict().items())
+    with pytest.raises(RuntimeError, match=ended):
         model.learn(8 * 2)
+    env.close()
+    assert not any(process.is_alive() for process in env.processes)
     model.set_env(DummyVecEnv([linear_quadratic, linear_quadratic]))  # type: ignore[list-item]
     model.learn(64, reset_num_timesteps=False)
     assert model._has_gradients and is_finite(model)
@@ -163,7 +148,7 @@ def test_ctrl_c_in_a_terminal_ends_learn_and_the_next_one_says_what_to_do(env: S
         for process in env.processes:
             os.kill(process.pid, signal.SIGINT)  # type: ignore[arg-type]
             process.join(10)
-        stop()
+        interrupt()
 
     with pytest.raises(KeyboardInterrupt):
         model.learn(1000, Strike(everybody, 5))

@@ -453,8 +453,10 @@ SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "seed":
 
 
 def test_gippo_trains_on_hopper() -> None:
-    model = GIPPO("MlpPolicy", hopper(), **SMALL).learn(48)
+    env: Any = hopper()
+    model = GIPPO("MlpPolicy", env, **SMALL).learn(48)
     assert model._has_gradients
+    assert env._memory.count == 48 / SMALL["n_steps"], "get_state() is dear: once a window is enough"
     gradients = model.rollout_buffer.action_gradients
     assert np.isfinite(gradients).all() and np.abs(gradients).max() > 1e-3
     assert model.alpha_step is not None and model.alpha_step.alpha != model.alpha

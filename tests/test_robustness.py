@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +12,13 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from gippo_envs.core import BatchedEnv, SingleEnv
 from sb3_gippo import GIPPO, TorchVecEnv
 from tests import helpers
-from tests.helpers import is_finite
-from tests.reference import LinearQuadratic, linear_quadratic
+from tests.helpers import Strike, interrupt, is_finite
+from tests.reference import LinearQuadratic
 
 SETTINGS: dict[str, Any] = {**helpers.SETTINGS, "critic_steps": 2, "seed": 1}
 
@@ -158,29 +156,12 @@ def test_a_simulation_that_breaks_down_may_end_its_episode() -> None:
         train(graph(max_episode_steps=1, fault="obs", above=0.5))
 
 
-class Strike(BaseCallback):
-    """Does something at one of its calls."""
-
-    def __init__(self, call: int, action: Any):
-        super().__init__()
-        self.call, self.action = call, action
-
-    def _on_step(self) -> bool:
-        if self.n_calls == self.call:
-            self.action()
-        return True
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("where", ["in a rollout", "in the α-step", "in the PPO step"])
 def test_an_interrupted_model_trains_on(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     env = graph()
     model, _ = train(env)
     if where == "in a rollout":
-        callback: Any = Strike(5, interrupt)
+        callback: Any = Strike(interrupt, 5)
     else:
         callback = None
         module = "sb3_gippo.gippo.trust_region.pull_back" if "PPO" in where else "sb3_gippo.gippo.gippo.diagnose"
@@ -200,9 +181,9 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     model = GIPPO("MlpPolicy", graph(), **SETTINGS)
     saved = {}
     checkpoints = CheckpointCallback(save_freq=12, save_path=str(tmp_path))  # in the second rollout, a few steps in
-    keep = Strike(12, lambda: saved.update({k: v.clone() for k, v in model.policy.state_dict().items()}))
+    keep = Strike(lambda: saved.update({k: v.clone() for k, v in model.policy.state_dict().items()}), 12)
     with pytest.raises(KeyboardInterrupt):
-        model.learn(10_000, [checkpoints, keep, Strike(20, interrupt)])
+        model.learn(10_000, [checkpoints, keep, Strike(interrupt, 20)])
     (path,) = tmp_path.iterdir()
     loaded = GIPPO.load(path, env=graph())
     for name, value in loaded.policy.state_dict().items():
@@ -230,17 +211,3 @@ def test_an_interrupt_while_saving_leaves_the_old_file(name: str, tmp_path: Path
         assert th.equal(value, old[key]), key
     model.save(tmp_path / name)
     assert th.equal(GIPPO.load(path).policy.log_std, model.policy.log_std) and zipfile.is_zipfile(path)
-
-
-def test_the_environment_whose_process_died_is_named() -> None:
-    env = SubprocVecEnv([linear_quadratic, linear_quadratic])  # type: ignore[list-item]
-    model = GIPPO("MlpPolicy", env, **SETTINGS)
-    before = {key: value.clone() for key, value in model.policy.state_dict().items()}
-    with pytest.raises(RuntimeError, match=r"process of environment 1 has ended \(exit code -9"):
-        model.learn(1000, Strike(5, lambda: os.kill(env.processes[1].pid, signal.SIGKILL)))
-    assert all(th.equal(value, before[key]) for key, value in model.policy.state_dict().items())
-    env.close()
-    assert not any(process.is_alive() for process in env.processes)
-    model.set_env(DummyVecEnv([linear_quadratic, linear_quadratic]))  # type: ignore[list-item]
-    model.learn(64)
-    assert model._has_gradients

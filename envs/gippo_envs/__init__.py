@@ -1,6 +1,7 @@
 """Differentiable environments for Gymnasium: the problems of the GI-PPO paper, with a gradient channel.
 
-Importing the package registers the environments. It needs Gymnasium and torch, nothing else.
+Importing the package registers the environments. It needs Gymnasium and torch, nothing else; the robots
+need MuJoCo, to read their models, and Warp.
 """
 
 from collections.abc import Callable
@@ -42,6 +43,14 @@ register_functional("AckleyContext-v0", "gippo_envs.functions:AckleyContext")
 register_functional("Rosenbrock-v0", "gippo_envs.functions:Rosenbrock", dim=2)
 register_functional("Rastrigin-v0", "gippo_envs.functions:Rastrigin", dim=2)
 register_functional("CartPoleSwingUp-v0", "gippo_envs.physics.cartpole:CartPoleSwingUp", max_episode_steps=240)
+for _module, _robot in (
+    ("hopper", "Hopper"),
+    ("half_cheetah", "HalfCheetah"),
+    ("walker2d", "Walker2d"),
+    ("ant", "Ant"),
+    ("humanoid", "Humanoid"),
+):
+    register_functional(f"Diff{_robot}-v0", f"gippo_envs.physics.{_module}:{_robot}", max_episode_steps=1000)
 register_functional("PaceCar-v0", "gippo_envs.traffic.pace_car:PaceCar", max_episode_steps=1000)
 for _scenario, _lanes, _vehicles in (("A", 1, 1), ("B", 2, 4), ("C", 3, 9), ("D", 4, 16), ("E", 10, 10)):
     register_functional(

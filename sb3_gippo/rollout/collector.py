@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 
 from sb3_gippo.rollout.buffer import GradientRolloutBuffer
 from sb3_gippo.rollout.chain_rule import action_derivative, observation_derivative, reward_derivative
-from sb3_gippo.rollout.states import TellStates
+from sb3_gippo.rollout.states import MOVE_IN, TellStates
 from sb3_gippo.rollout.step_gradient import (
     DenseStepGradient,
     GradientChannelError,
@@ -239,8 +239,7 @@ def check_continuity(left: np.ndarray, goes_on: np.ndarray, found: np.ndarray) -
         raise GradientChannelError(
             f"The gradient of environment {index} was taken from another state ({_short(found[index])}) than the one in which "
             f"the step before ended ({_short(left[index])}): something makes steps in between or changes the state (a wrapper "
-            "that repeats or skips steps, or resets a part). Move it into the environment, which then hands over the "
-            "derivatives of all that happens from one call of step() to the next."
+            f"that repeats or skips steps, or resets a part). {MOVE_IN}"
         )
 
 

@@ -13,6 +13,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_gippo.rollout.step_gradient import STATES, GradientChannelError, as_array, state_size
 
+MOVE_IN = (
+    "Move it into the environment, which then hands over the derivatives of all that happens from one call of step() to the "
+    "next."
+)
+"""what to do about steps that a wrapper makes, and changes of the state between steps"""
+
 
 @contextmanager
 def states_told(env: VecEnv) -> Iterator[list[TellStates]]:
@@ -84,7 +90,8 @@ def _around_state(env: gym.Env) -> tuple[Any, Any]:
 class TellStates(gym.Wrapper):
     """
     Adds ``state`` and ``next_state`` to an ``info["grad"]`` that has neither, and counts the steps that gave a gradient; all
-    else passes through. (A wrapper, and not a replaced ``step``: an environment may step copies of itself.)
+    else passes through. (A wrapper, and not a replaced ``step``: an environment may step copies of itself.) An environment
+    whose last step told its states by itself, or gave no gradient, is not asked before the next: asking can be dear.
 
     :param env: has ``get_state()``; what it returns is told if it is an array (n,)
     :param index: of the environment
@@ -95,6 +102,7 @@ class TellStates(gym.Wrapper):
         self._index = index
         self._steps = 0
         self._reset = False
+        self._silent = True  # gives gradients without states, as far as is known from its last step
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "env" or name.startswith("_"):
@@ -107,14 +115,15 @@ class TellStates(gym.Wrapper):
         return self.env.reset(**kwargs)
 
     def step(self, action: Any) -> Any:
-        before = self._state()
+        before = self._state() if self._silent else None
         outcome = self.env.step(action)
         info = outcome[4]
         grad = info.get("grad")
+        self._silent = isinstance(grad, dict) and not any(key in grad for key in STATES)
         if grad is None:
             return outcome
         self._steps += not self._reset  # a reset may make steps of its own
-        if before is not None and isinstance(grad, dict) and not any(key in grad for key in STATES):
+        if before is not None and self._silent:
             after = self._state()
             with suppress(ValueError):  # arrays that are none are refused elsewhere, in a sentence
                 if after is not None and before.shape == after.shape == (state_size(grad),):
@@ -139,6 +148,5 @@ class TellStates(gym.Wrapper):
         if steps > 1:
             raise GradientChannelError(
                 f"Environment {self._index} made {steps} steps in one: a wrapper repeats steps or makes some in between, and "
-                "the gradient handed over is that of one of them. Move it into the environment, which then hands over the "
-                "derivatives of all that happens from one call of step() to the next."
+                f"the gradient handed over is that of one of them. {MOVE_IN}"
             )

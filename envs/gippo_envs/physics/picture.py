@@ -1,0 +1,55 @@
+"""A robot from the side, drawn after the places of its geoms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gippo_envs.physics.mjcf import import_mujoco
+from gippo_envs.rendering import Canvas, Color
+
+GROUND: Color = (225, 225, 220)
+MARK: Color = (190, 190, 185)
+LIMB: Color = (202, 152, 101)
+FAR_LIMB: Color = (150, 112, 74)
+
+
+def draw(model: Any, position: np.ndarray, width: int = 480, height: int = 360) -> np.ndarray:
+    """
+    Look along y at the x-z plane through the robot; what is further away is drawn first and darker. Spheres and capsules are drawn
+    as they are, other geoms as the sphere about their middle. The camera follows, marks on the ground stand every metre.
+
+    :param model: MuJoCo's
+    :param position: qpos (nq,)
+    :return: (height, width, 3) of unsigned bytes
+    """
+    mujoco = import_mujoco()
+    data = mujoco.MjData(model)
+    data.qpos[:] = position
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_comPos(model, data)
+    ground, seen = 0.0, []
+    for geom in range(model.ngeom):
+        if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_PLANE:
+            ground = float(data.geom_xpos[geom, 2])
+        elif model.geom_bodyid[geom]:
+            seen.append(geom)
+    middle = float(data.subtree_com[1, 0])
+    scale = height / max(2.2, 1.3 * float(data.geom_xpos[seen, 2].max() - ground))
+    canvas = Canvas(width, height, center=(middle, ground + 0.42 * height / scale), scale=scale)
+    half = width / scale
+    canvas.polygon(
+        [(middle - half, ground), (middle + half, ground), (middle + half, ground - half), (middle - half, ground - half)], GROUND
+    )
+    for metre in range(int(middle - half), int(middle + half) + 1):
+        canvas.line((float(metre), ground - 0.02), (float(metre), ground - 0.08), MARK, 0.02)
+    for geom in sorted(seen, key=lambda geom: -float(data.geom_xpos[geom, 1])):
+        x, y, z = data.geom_xpos[geom]
+        color = FAR_LIMB if y > data.subtree_com[1, 1] + 0.02 else LIMB
+        if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_CAPSULE:
+            radius, reach = model.geom_size[geom, 0], model.geom_size[geom, 1] * data.geom_xmat[geom].reshape(3, 3)[:, 2]
+            canvas.line((x - reach[0], z - reach[2]), (x + reach[0], z + reach[2]), color, 2 * radius)
+        else:
+            canvas.circle((x, z), float(model.geom_rbound[geom]), color)
+    return canvas.array()
