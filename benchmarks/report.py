@@ -64,10 +64,9 @@ INTRODUCTION = """# Results
 
 Made by `benchmarks/report.py` from `training.csv` and `published.csv` in `benchmarks/results/`, which `benchmarks/run.py`
 writes, with the settings in `hyperparams/`. *GI-PPO (published)* is the paper's algorithm with the paper's values
-(`hyperparams/gippo_published.yml`; [what differs](algorithm.md#what-differs-from-the-paper)). *Best* is the paper's metric:
-per seed, the best mean return of the last 100 finished episodes of the stochastic policy during training; σ is the sample
-standard deviation over seeds. *Deterministic* is the mean return of 256 episodes (MuJoCo: at least 32) of the final policy's
-means.
+([what differs](algorithm.md#gi-ppo-as-published)). *Best* is the paper's metric: per seed, the best mean return of the last
+100 finished episodes of the stochastic policy during training; σ is the sample standard deviation over seeds. *Deterministic*
+is the mean return of 256 episodes (MuJoCo: at least 32) of the final policy's means.
 Tables of what is *changed* compare with GI-PPO as it is on the same seeds (in-phase PPO and RP with themselves).
 Seconds are wall-clock on two shared CPU cores, one torch thread a run. {versions}.
 

@@ -60,10 +60,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"alpha_kwargs": {"interval": 0.4}}, r"`alpha_kwargs` has no 'interval' here: there are kl, std_kl, .*skip_contradicted"),
     (
         {"alpha_kwargs": {"kl": 0.4}, **PUBLISHED},
-        r"`alpha_kwargs` has no 'kl' here: there are n_iterations, .*max_out_of_range",
+        r"`alpha_kwargs` has no 'kl' here: there are n_iterations, .*ppo_kl",
     ),
     ({"alpha_kwargs": {"interval": 0.0}, **PUBLISHED}, r"`alpha_kwargs: interval` must .* 0 \(excluded\) and 1, not 0.0"),
     ({"alpha_kwargs": {"max_out_of_range": 1.1}, **PUBLISHED}, r"`alpha_kwargs: max_out_of_range` must .* and 1, not 1.1"),
+    ({"alpha_kwargs": {"ppo_kl": 0.0}, **PUBLISHED}, r"`alpha_kwargs: ppo_kl` must .* \(`None`: no control\), not 0.0"),
+    ({"alpha_kwargs": {"n_iterations": 1}, **PUBLISHED}, r".*n_iterations` must be an integer of at least 2, not 1"),
     *[({"alpha_kwargs": {"factor": x}}, rf"`alpha_kwargs: factor` must .*more than 1, not {x}") for x in (1.0, inf)],
     *[
         ({"alpha_kwargs": {"n_iterations": x}}, rf".*n_iterations` must be an integer of at least 1, not {x}")

@@ -263,7 +263,7 @@ def test_a_ppo_step_that_succeeds_at_the_lower_rate_keeps_the_full_one() -> None
                 parameter += 1.0
 
     before = [[p.detach().clone() for p in group] for group in (step.actor.moves_mean, step.actor.moves_std)]
-    step.make_ppo_step(train, before)
+    step.make_ppo_step(train, collected(model).rollout_buffer.gradient_batch(), before)
     assert scales == [{1.0}, {1 / 1.5}, {1 / 1.5}] and step.controller.ppo_rate_scale == 1.0
     assert all(th.equal(p, value + 1) for p, value in zip(step.actor.moves_mean, before[0]))
 
@@ -275,7 +275,7 @@ def test_the_losses_told_are_ppos_own() -> None:
     step: Any = model.alpha_step
     told: list[float] = []
 
-    def make(train: Any, before: Any) -> None:
+    def make(train: Any, *_: Any) -> None:
         train([], told)
 
     step.make_ppo_step = make
@@ -290,6 +290,44 @@ def test_the_losses_told_are_ppos_own() -> None:
     model.alpha_step.make_ppo_step = make  # type: ignore[method-assign]
     model.train()
     assert told == pytest.approx([told[0]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("initial", [1e-5, 5e-3])
+def test_ppos_rate_follows_the_kl_divergence_of_its_steps(initial: float) -> None:
+    """Each step's learning rate, from the divergences between the policies before the steps, worked out here."""
+    threshold = 1e-4
+    model = published(n_epochs=8, learning_rate=initial, alpha=0.05, alpha_kwargs={"ppo_kl": threshold})
+    policies: list[Tensors] = []
+    rates: list[float] = []
+    optimizer = model.policy.optimizer
+    optimizer.register_step_pre_hook(lambda *_: policies.append(actor_of(model)))
+    optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    reference, scale, expected = Reference(0.05, 1e-3, 16), 1.0, initial
+    for _ in range(3):
+        collected(model)
+        observations = th.as_tensor(model.rollout_buffer.observations.reshape(64, -1), dtype=th.float64)
+        policies.clear()
+        rates.clear()
+        model.train()
+        for number, rate in enumerate(rates):
+            start = scale if number < 8 else scale / 1.5  # the first attempt's, and the others'
+            expected = start * initial if number % 8 == 0 else expected
+            assert rate * start == pytest.approx(expected, rel=1e-6)
+            kl = 0.0
+            if number % 8 > 0:
+                (mean, std), (old_mean, old_std) = (
+                    reference.network(policies[number - back], observations) for back in (0, 1)
+                )
+                terms = (old_std / std).log() + (std**2 + (mean - old_mean) ** 2) / (2 * old_std**2) - 0.5
+                kl = terms.sum(1).mean().item()
+            if kl > 2 * threshold:
+                expected = max(expected / 1.5, 1e-6)
+            elif kl < threshold / 2:
+                expected = min(expected * 1.5, 1e-2)
+        assert model.alpha_step is not None
+        scale = model.alpha_step.state_dict()["controller"]["ppo_rate_scale"]
+        assert scale * initial == pytest.approx(expected)
+    assert expected != pytest.approx(initial)
 
 
 def test_its_entry_brings_de_jong_towards_its_minimum() -> None:

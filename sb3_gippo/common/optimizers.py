@@ -1,4 +1,4 @@
-"""Optimizers that can be put back, that leave out what is not finite, and whose steps can be shortened."""
+"""Optimizers that can be put back, that leave out what is not finite, and whose steps can be scaled."""
 
 from __future__ import annotations
 
@@ -76,32 +76,32 @@ def guarded_steps(
 ) -> Iterator[None]:
     """
     Within this context the optimizer leaves out the steps whose gradients are not finite: with σ tiny a ratio of PPO
-    overflows easily, and one such step would leave no numbers in the policy. Its other steps may be shortened.
+    overflows easily, and one such step would leave no numbers in the policy. Its other steps may be scaled.
 
     The optimizer stays as it is, whatever its class, groups and rates: steps are linear in the rate, so a step taken back in
-    part is one of a smaller rate.
+    part is one of a smaller rate, and one that is prolonged one of a larger.
 
     :param optimizer: SB3's or the policy's own
-    :param scales: parameters, and what their steps are multiplied by, 0 to 1
+    :param scales: parameters, and what their steps are multiplied by
     """
-    shortened = [(trainable(parameters), scale) for parameters, scale in scales if scale < 1]
+    scaled = [(trainable(parameters), scale) for parameters, scale in scales if scale != 1]
     before: list[list[th.Tensor]] = []
 
     def prepare(*_: Any) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not nn.utils.get_total_norm(gradients).isfinite():
             optimizer.zero_grad(set_to_none=True)
-        before[:] = [copies(parameters) for parameters, _ in shortened]
+        before[:] = [copies(parameters) for parameters, _ in scaled]
 
     @th.no_grad()
-    def shorten(*_: Any) -> None:
-        for (parameters, scale), values in zip(shortened, before):
+    def rescale(*_: Any) -> None:
+        for (parameters, scale), values in zip(scaled, before):
             for parameter, value in zip(parameters, values):
                 parameter.copy_(value.lerp(parameter, scale))
 
     handles = [optimizer.register_step_pre_hook(prepare)]
-    if shortened:
-        handles.append(optimizer.register_step_post_hook(shorten))
+    if scaled:
+        handles.append(optimizer.register_step_post_hook(rescale))
     try:
         yield
     finally:

@@ -136,11 +136,12 @@ class AlphaStep(ABC):
         """See :func:`virtual_log_prob`."""
         return virtual_log_prob(old, alpha)
 
-    def make_ppo_step(self, train: TrainPPO, before: Sequence[Sequence[th.Tensor]]) -> None:
+    def make_ppo_step(self, train: TrainPPO, batch: GradientBatch, before: Sequence[Sequence[th.Tensor]]) -> None:
         """
         Make PPO's update, once or several times.
 
         :param train: makes it
+        :param batch: the window
         :param before: the values of ``actor.moves_mean`` and ``actor.moves_std``
         """
         train(self.ppo_scales(), None)

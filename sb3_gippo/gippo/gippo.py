@@ -274,7 +274,7 @@ class GIPPO(GradientPPO):
             for name, (_, scale) in zip(("mean", "std"), scales):
                 self.logger.record(f"train/learning_rate_{name}", scale * self.policy.optimizer.param_groups[0]["lr"])
 
-        step.make_ppo_step(train, before)
+        step.make_ppo_step(train, batch, before)
         self.policy.set_training_mode(False)
         step.bound_ppo_step(batch, start, before, spent, self._current_progress_remaining)
         actor.keep_std_in_bounds()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
@@ -13,6 +15,7 @@ from torch import nn
 from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule, schedule_of
 from sb3_gippo.common.optimizers import adam, put_back, restore, snapshot, trainable
 from sb3_gippo.gippo.alpha_step import MAX_LOG_RATIO, AlphaController, AlphaStep, Diagnostics, Made, TrainPPO, virtual_log_prob
+from sb3_gippo.gippo.trust_region import kl_parts
 from sb3_gippo.on_policy.actor import Actor
 from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientBatch
@@ -23,6 +26,8 @@ RETRIES = 8
 """attempts at a fit, and at a PPO step"""
 REDUCTION = 1.5
 """what the learning rate is divided by after a failed one"""
+MIN_PPO_RATE, MAX_PPO_RATE = 1e-6, 1e-2
+"""between these PPO's learning rate follows the KL divergence"""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class PublishedSettings:
     :param max_alpha: α is never raised above
     :param interval: δ: the step is safe while det(I + α ∇²A) stays in [1 - δ, 1 + δ]
     :param max_out_of_range: α is lowered when a larger share of the ratios π_α/π̄ leaves PPO's clip range
+    :param ppo_kl: PPO's learning rate falls while its steps make more than twice this KL divergence, and rises while they make
+        less than half of it; ``None`` for no such control
     :raises AssertionError: for a value that makes no sense
     """
 
@@ -45,6 +52,7 @@ class PublishedSettings:
     max_alpha: float = 1.0
     interval: float = 0.4
     max_out_of_range: float = 0.5
+    ppo_kl: float | None = None
 
     def __post_init__(self) -> None:
         # The first and the last step's losses are compared.
@@ -54,6 +62,8 @@ class PublishedSettings:
         check_number("alpha_kwargs: max_alpha", self.max_alpha, open_low=True)
         check_number("alpha_kwargs: interval", self.interval, 0, 1, open_low=True)
         check_number("alpha_kwargs: max_out_of_range", self.max_out_of_range, 0, 1, open_low=True)
+        if self.ppo_kl is not None:
+            check_number("alpha_kwargs: ppo_kl", self.ppo_kl, open_low=True, otherwise=" (`None`: no control)")
 
 
 @dataclass
@@ -68,7 +78,7 @@ class PublishedController(AlphaController):
     :param settings: hyper-parameters
     :param alpha: the present α
     :param learning_rate_scale: what failed fits left of the α-step's learning rate
-    :param ppo_rate_scale: what failed PPO steps left of PPO's
+    :param ppo_rate_scale: what failed PPO steps, and the control by ``ppo_kl``, made of PPO's
     :param gain_mean: running mean of the estimated improvements
     :param gain_std: their running standard deviation
     :param gain_count: how many there were; not 0, that the first has something to be compared with
@@ -136,6 +146,40 @@ def fit_loss(mean: th.Tensor, std: th.Tensor, noise: th.Tensor, target: th.Tenso
     :return: a scalar
     """
     return (mean + std * noise - target).square().sum(1).mean()
+
+
+class RateByKL:
+    """
+    PPO's learning rate by what its steps make of the policy, as the authors' code takes it over from rl_games: after each step
+    the rate is divided by 1.5 if the step before went further than twice the threshold, and multiplied by it if that went less
+    than half as far; the first step of an update has none before it, which counts as 0.
+
+    :param gaussian: the policy as it is, on the window
+    :param threshold: KL divergence
+    :param scale: what the steps are multiplied by beside
+    :ivar factor: by what the rate has changed
+    """
+
+    def __init__(self, gaussian: Callable[[], Gaussian], threshold: float | None, scale: float):
+        self.gaussian, self.threshold, self.scale = gaussian, threshold, scale
+        self.factor = 1.0
+        self._applied = 1.0
+        self._before: Gaussian | None = None
+
+    @th.no_grad()
+    def before_step(self, optimizer: th.optim.Optimizer, *_: Any) -> None:
+        """To be called before each step."""
+        assert self.threshold is not None
+        for group in optimizer.param_groups:
+            group["lr"] *= self.factor / self._applied
+        self._applied = self.factor
+        now, rate = self.gaussian(), optimizer.param_groups[0]["lr"] * self.scale
+        kl = 0.0 if self._before is None else sum(part.item() for part in kl_parts(now, self._before))
+        self._before = now
+        if rate > 0 and kl > 2 * self.threshold:
+            self.factor *= max(rate / REDUCTION, MIN_PPO_RATE) / rate
+        elif rate > 0 and kl < self.threshold / 2:
+            self.factor *= min(rate * REDUCTION, MAX_PPO_RATE) / rate
 
 
 class PublishedStep(AlphaStep):
@@ -211,16 +255,32 @@ class PublishedStep(AlphaStep):
             return alpha.where(alpha.isfinite(), old)
         return virtual_log_prob(old, alpha)
 
-    def make_ppo_step(self, train: TrainPPO, before: Sequence[Sequence[th.Tensor]]) -> None:
+    def make_ppo_step(self, train: TrainPPO, batch: GradientBatch, before: Sequence[Sequence[th.Tensor]]) -> None:
         """If PPO's loss in the last epoch is above that in the first: restore the actor, lower the rate, try again."""
-        groups, full = (self.actor.moves_mean, self.actor.moves_std), self.controller.ppo_rate_scale
+        actor, full = self.actor, self.controller.ppo_rate_scale
+        groups = (actor.moves_mean, actor.moves_std)
         scale = full
         for _ in range(RETRIES):
             losses: list[float] = []
-            train([(group, scale) for group in groups], losses)
+            with self._rate_follows_kl(batch, scale) as rate:
+                train([(group, scale) for group in groups], losses)
             if losses[-1] <= losses[0]:  # False for NaN
+                self.controller.ppo_rate_scale = full if self.settings.ppo_kl is None else scale * rate.factor
                 return
             for group, values in zip(groups, before):
                 put_back(group, values)
             scale = full / REDUCTION  # once, not once an attempt; the attempts differ by the optimizer's moments
         self.controller.ppo_rate_scale = scale
+
+    @contextmanager
+    def _rate_follows_kl(self, batch: GradientBatch, scale: float) -> Iterator[RateByKL]:
+        """Within this context PPO's learning rate follows ``ppo_kl``, if it is given."""
+        rate = RateByKL(lambda: self.actor.gaussian(batch.observations), self.settings.ppo_kl, scale)
+        if self.settings.ppo_kl is None:
+            yield rate
+            return
+        handle = self.actor.policy.optimizer.register_step_pre_hook(rate.before_step)
+        try:
+            yield rate
+        finally:
+            handle.remove()
