@@ -18,7 +18,7 @@ from gippo_envs.physics import dynamics, mjcf  # noqa: E402
 from gippo_envs.physics.compiled import Step, kernels  # noqa: E402
 from gippo_envs.physics.dynamics import Constants  # noqa: E402
 from gippo_envs.physics.robot import Robot  # noqa: E402
-from gippo_envs.physics.symbols import Tape  # noqa: E402
+from gippo_envs.physics.symbols import Symbol, Tape  # noqa: E402
 from gippo_envs.physics.tree import Tree  # noqa: E402
 
 GYMNASIUM = ["hopper.xml", "half_cheetah.xml", "walker2d_v5.xml", "ant.xml", "humanoid.xml"]
@@ -216,14 +216,15 @@ def test_formulas_are_differentiated_as_torch_does() -> None:
     def formula(x: Any, y: Any) -> Any:
         return (x * y - x.sin()).relu() * (y * y + 1.0).sqrt().reciprocal() - (-x * 0.5).cos() * y + (0.0 - y) * (x * -1.0)
 
-    values = [th.tensor(value, dtype=th.float64, requires_grad=True) for value in (1.3, 2.1)]
-    expected = th.autograd.grad(formula(*values), values)
+    numbers = [th.tensor(value, dtype=th.float64, requires_grad=True) for value in (1.3, 2.1)]
+    expected = th.autograd.grad(formula(*numbers), numbers)
     tape = Tape()
     inputs = [tape.input(f"in{k}") for k in range(2)]
     gradient = tape.gradient(formula(*inputs), inputs)
     known: dict[int, float] = {}
     for index, (operation, *arguments) in enumerate(tape.formulas):
-        known[index] = calculate(operation, [known[a.index] if hasattr(a, "index") and not isinstance(a, str) else a for a in arguments])
+        values = [known[argument.index] if isinstance(argument, Symbol) else argument for argument in arguments]
+        known[index] = calculate(operation, values)
     assert [float(value) for value in expected] == pytest.approx([known[symbol.index] for symbol in gradient], rel=1e-14)
 
 

@@ -26,7 +26,13 @@ from sb3_gippo import check_differentiable_env  # noqa: E402
 
 ROBOTS: list[type[Robot]] = [Hopper, HalfCheetah, Walker2d, Ant, Humanoid]
 SIZES = {"Hopper": (11, 3), "HalfCheetah": (17, 6), "Walker2d": (17, 6), "Ant": (37, 8), "Humanoid": (64, 17)}
-ON_THE_GROUND = {"Hopper": (1, -0.045), "HalfCheetah": (1, -0.45), "Walker2d": (1, -0.05), "Ant": (2, 0.5), "Humanoid": (2, 1.25)}
+ON_THE_GROUND = {
+    "Hopper": (1, -0.045),
+    "HalfCheetah": (1, -0.45),
+    "Walker2d": (1, -0.05),
+    "Ant": (2, 0.5),
+    "Humanoid": (2, 1.25),
+}
 """where the height is in the state, and one at which the robot touches the ground"""
 every_robot = pytest.mark.parametrize("robot", ROBOTS, ids=lambda robot: robot.__name__)
 
@@ -78,7 +84,7 @@ def test_gradients_in_contact_are_central_differences(robot: type[Robot], steps:
     n = 8
     core = robot(dtype="float64")
     state = in_contact(core, n)
-    assert (normal_force(core, state) > 0).any()
+    assert (normal_force(core, state) > 0).double().mean() > 0.5
     generator = th.Generator().manual_seed(2)
     actions = 0.5 * (2 * th.rand(steps, n, core.action_dim, generator=generator, dtype=th.float64) - 1)
     direction = th.randn(actions.shape, generator=generator, dtype=th.float64)
