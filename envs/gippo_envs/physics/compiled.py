@@ -1,9 +1,8 @@
 """
 A robot's steps and their derivatives as machine code: one Warp kernel for all substeps of a step, one for its adjoint.
 
-Both are the equations of :mod:`~gippo_envs.physics.dynamics`, written down once for the robot as straight-line code.
-Warp compiles
-it for the CPU or the GPU and keeps the result on the disk.
+Both are the equations of :mod:`~gippo_envs.physics.dynamics`, written down once for the robot as straight-line code. Warp
+compiles it for the CPU or the GPU and keeps the result on the disk.
 """
 
 import os
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch as th
 from gymnasium.error import DependencyNotInstalled
+from torch.autograd.function import once_differentiable
 
 from gippo_envs.physics import dynamics
 from gippo_envs.physics.dynamics import Constants
@@ -72,9 +72,8 @@ def _step_code(tree: Tree, real: str) -> str:
 
 def _adjoint_code(tree: Tree, real: str) -> str:
     """
-    C of the sweep from the last substep to the first: ``adj_state`` goes from the derivatives by the state after the
-    step to those
-    by the state before it, ``adj_action`` gathers those by the action.
+    C of the sweep from the last substep to the first: ``adj_state`` goes from the derivatives by the state after the step to
+    those by the state before it, ``adj_action`` gathers those by the action.
     """
     given = _Inputs(tree)
     tape, q, v, constants = given.tape, given.q, given.v, given.constants
@@ -111,47 +110,58 @@ class Kernels:
         self.warp = wp = _import_warp()
         self.tree = tree
         self.device = wp.device_from_torch(device)
+        self._block = 64 if self.device.is_cuda else 1  # threads; compiled code is kept by it
         real = {th.float32: wp.float32, th.float64: wp.float64}[dtype]
         numbers = wp.array(dtype=real)
         name = {th.float32: "float", th.float64: "double"}[dtype]
 
+        def typed(function: Any) -> Any:
+            """Its arguments' types, for Warp: i, n and substeps are whole numbers, the others arrays."""
+            arguments = [argument for argument in function.__annotations__ if argument != "return"]
+            whole = ("i", "n", "substeps")
+            function.__annotations__ = {argument: int if argument in whole else numbers for argument in arguments}
+            return function
+
         @wp.func_native(_step_code(tree, name))
+        @typed
         def substeps_of_a_step(
-            states: numbers, accelerations: numbers, actions: numbers, constants: numbers, i: int, n: int, substeps: int
-        ): ...
+            states: Any, accelerations: Any, actions: Any, constants: Any, i: Any, n: Any, substeps: Any
+        ) -> None: ...
 
         @wp.kernel(module="unique", module_options=OPTIONS)
-        def step(states: numbers, accelerations: numbers, actions: numbers, constants: numbers, n: int, substeps: int):
+        @typed
+        def step(states: Any, accelerations: Any, actions: Any, constants: Any, n: Any, substeps: Any) -> None:
             substeps_of_a_step(states, accelerations, actions, constants, wp.tid(), n, substeps)
 
         @wp.func_native(_adjoint_code(tree, name))
+        @typed
         def substeps_of_its_adjoint(
-            states: numbers,
-            accelerations: numbers,
-            actions: numbers,
-            constants: numbers,
-            adj_state: numbers,
-            adj_action: numbers,
-            i: int,
-            n: int,
-            substeps: int,
-        ): ...
+            states: Any,
+            accelerations: Any,
+            actions: Any,
+            constants: Any,
+            adj_state: Any,
+            adj_action: Any,
+            i: Any,
+            n: Any,
+            substeps: Any,
+        ) -> None: ...
 
         @wp.kernel(module="unique", module_options=OPTIONS)
+        @typed
         def adjoint(
-            states: numbers,
-            accelerations: numbers,
-            actions: numbers,
-            constants: numbers,
-            adj_state: numbers,
-            adj_action: numbers,
-            n: int,
-            substeps: int,
-        ):
+            states: Any,
+            accelerations: Any,
+            actions: Any,
+            constants: Any,
+            adj_state: Any,
+            adj_action: Any,
+            n: Any,
+            substeps: Any,
+        ) -> None:
             substeps_of_its_adjoint(states, accelerations, actions, constants, adj_state, adj_action, wp.tid(), n, substeps)
 
         self.step, self.adjoint = step, adjoint
-
         self._compile()
 
     def _compile(self) -> None:
@@ -161,18 +171,24 @@ class Kernels:
         if missing:
             print(f"Compiling the physics of {self.tree.name} for {self.device} (once, it is kept) ...", end=" ", flush=True)
         for kernel in (self.step, self.adjoint):
-            kernel.module.load(self.device)
+            kernel.module.load(self.device, self._block)
         if missing:
             print(f"{time.perf_counter() - start:.0f} s")
 
     def _is_cached(self, kernel: Any) -> bool:
-        folder = kernel.module.get_module_identifier()
+        folder = kernel.module.get_module_identifier(self._block)
         return os.path.isdir(os.path.join(self.warp.config.kernel_cache_dir, folder))
 
     def launch(self, kernel: Any, n: int, *arguments: Any) -> None:
+        """
+        :param kernel: :attr:`step` or :attr:`adjoint`
+        :param n: number of robots
+        :param arguments: contiguous tensors, and numbers
+        """
         wp = self.warp
         inputs = [wp.from_torch(x.detach().view(-1), return_ctype=True) if isinstance(x, th.Tensor) else x for x in arguments]
-        wp.launch(kernel, n, inputs=inputs, device=self.device)
+        stream = wp.stream_from_torch() if self.device.is_cuda else None  # torch's, that neither overtakes the other
+        wp.launch(kernel, n, inputs=inputs, device=self.device, stream=stream, block_dim=self._block)
 
 
 @cache
@@ -198,6 +214,7 @@ class Step(th.autograd.Function):
         return states[-1]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, adj: th.Tensor) -> Any:
         states, accelerations, action, constants = ctx.saved
         n = adj.shape[1]

@@ -1,11 +1,10 @@
 """
 The mechanics of a tree of links, as formulas on numbers of any kind: floats, torch tensors, :class:`~.symbols.Symbol`.
 
-All vectors have the axes of the world. Motions are pairs (angular velocity, velocity of the point of the body at P),
-forces pairs
-(moment about P, force), after R. Featherstone, *Rigid Body Dynamics Algorithms* (2008); P is the place where the tree's first
-joints after its leading slides are, so that numbers stay small wherever the robot is. With the joints' motions S, the
-equations are
+All vectors have the axes of the world. Motions are pairs (angular velocity, velocity of the point of the body at P), forces
+pairs (moment about P, force), after R. Featherstone, *Rigid Body Dynamics Algorithms* (2008). P is where the tree's first
+joint after its leading slides is, so that numbers stay small wherever the robot is. With the joints' motions S, the equations
+are
 
     M(q) a + Σ Sᵀ (I ā + v ×* I v - contact) = forces of the joints,
 
@@ -334,8 +333,7 @@ def residual_power(
 ) -> Scalar:
     """
     What the equations of motion miss, on velocities w: w · (M a + bias - forces), 0 at the true a. Its derivatives by q, v and
-    action, at a fixed a and with w = M⁻¹ y, are minus those of y · a(q, v, action): nothing need be differentiated
-    through M⁻¹.
+    action, at a fixed a and with w = M⁻¹ y, are minus those of y · a(q, v, action): nothing is differentiated through M⁻¹.
     """
     total: Scalar = -dot(list(w), joint_forces(tree, q, v, action, constants))
     motions: list[tuple[Motion, Motion]] = []
@@ -356,9 +354,8 @@ def residual_power(
 
 def advance(tree: Tree, q: Sequence[Scalar], v: Sequence[Scalar], h: Scalar) -> list[Scalar]:
     """
-    Positions after h at constant velocities (nq,); quaternions q ∘ exp(h ω / 2), with as many terms of the series as
-    float64 shows
-    up to an angle h |ω| of 1.
+    Positions after h at constant velocities (nq,); quaternions q ∘ exp(h ω / 2), with as many terms of the series as float64
+    shows up to an angle h |ω| of 1.
     """
     out = list(q)
     for link in tree.links:

@@ -163,8 +163,7 @@ def _with_body(
 
 
 def _principal(inertia: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Principal moments and axes; moments that differ by rounding only are equal, and axes are the frame's where they
-    can be."""
+    """Principal moments and axes; moments that differ by rounding are made equal, axes are the frame's where they can be."""
     if np.abs(inertia - np.diag(np.diag(inertia))).max() <= 1e-14 * np.abs(inertia).max():
         moments, axes = np.diag(inertia).copy(), np.eye(3)
     else:
@@ -215,7 +214,7 @@ def _ground(mujoco: Any, model: Any) -> float | None:
     return heights.pop() if heights else None
 
 
-def _refuse_what_is_not_carried(mujoco: Any, model: Any) -> None:  # noqa: C901 (one line per thing)
+def _refuse_what_is_not_carried(mujoco: Any, model: Any) -> None:
     def name(kind: str, index: int) -> str:
         found = mujoco.mj_id2name(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind.upper()}"), index)
         return f"{kind} {found!r}" if found else f"{kind} number {index}"
@@ -233,6 +232,17 @@ def _refuse_what_is_not_carried(mujoco: Any, model: Any) -> None:  # noqa: C901 
         refuse("fluids", "set density and viscosity of <option> to 0")
     if model.nflex or model.nskin:
         refuse("flexible bodies", "remove <flex>, <flexcomp> and <skin>")
+    for body in range(1, model.nbody):
+        if model.body_mocapid[body] >= 0:
+            refuse(f"bodies that are moved from outside ({name('body', body)})", 'remove mocap="true"')
+        if model.body_gravcomp[body]:
+            refuse(f"bodies without weight ({name('body', body)})", "remove gravcomp")
+    _refuse_joints(mujoco, model, name, refuse)
+    _refuse_geoms(mujoco, model, name, refuse)
+    _refuse_actuators(mujoco, model, name, refuse)
+
+
+def _refuse_joints(mujoco: Any, model: Any, name: Any, refuse: Any) -> None:
     if np.any(model.dof_frictionloss):
         joint = int(model.dof_jntid[np.flatnonzero(model.dof_frictionloss)[0]])
         refuse(f"dry friction in joints ({name('joint', joint)})", "use damping in place of frictionloss")
@@ -242,17 +252,8 @@ def _refuse_what_is_not_carried(mujoco: Any, model: Any) -> None:  # noqa: C901 
     for joint in range(model.njnt):
         free = model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE
         ball = model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_BALL
-        if free and model.jnt_pos[joint].any():
-            refuse(f"free joints away from their body's origin ({name('joint', joint)})", "move the body instead")
         if (free or ball) and (np.any(model.jnt_stiffness[joint]) or model.jnt_limited[joint]):
             refuse(f"springs and limits of ball and free joints ({name('joint', joint)})", "use three hinges, or remove them")
-    for body in range(1, model.nbody):
-        if model.body_mocapid[body] >= 0:
-            refuse(f"bodies that are moved from outside ({name('body', body)})", 'remove mocap="true"')
-        if model.body_gravcomp[body]:
-            refuse(f"bodies without weight ({name('body', body)})", "remove gravcomp")
-    _refuse_geoms(mujoco, model, name, refuse)
-    _refuse_actuators(mujoco, model, name, refuse)
 
 
 def _refuse_geoms(mujoco: Any, model: Any, name: Any, refuse: Any) -> None:

@@ -17,9 +17,8 @@ FAR_LIMB: Color = (150, 112, 74)
 
 def draw(model: Any, position: np.ndarray, width: int = 480, height: int = 360) -> np.ndarray:
     """
-    Look along y at the x-z plane through the robot; what is further away is drawn first and darker. Spheres and
-    capsules are drawn
-    as they are, other geoms as the sphere about their middle. The camera follows, marks on the ground stand every metre.
+    Look along y at the x-z plane through the robot; what is further away is drawn first and darker. Spheres and capsules are
+    drawn as they are, other geoms as the sphere about their middle. The camera follows; the ground has a mark every metre.
 
     :param model: MuJoCo's
     :param position: qpos (nq,)
