@@ -18,8 +18,10 @@ class Spatial(Robot):
     """
     A robot with a free torso and m hinges with a motor each, in their order, on its way along x.
 
-    State [torso's place (3) and quaternion w, x, y, z, joints (m), velocity of the torso's origin (world, 3), angular velocity (in
-    the torso, 3), rates of the joints (m), last action (m)]. Observation [height, quaternion (4), velocity (3), angular velocity
+    State [torso's place (3) and quaternion w, x, y, z, joints (m), velocity of the torso's origin (world, 3), angular
+    velocity (in
+    the torso, 3), rates of the joints (m), last action (m)]. Observation [height, quaternion (4), velocity (3), angular
+    velocity
     in the world (3), joints (m), 0.1 · rates (m), up, heading, last action (m)], where up is the torso's z-axis along z, and
     heading its x-axis along the horizontal direction to the target.
 

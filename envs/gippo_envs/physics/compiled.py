@@ -1,13 +1,14 @@
 """
 A robot's steps and their derivatives as machine code: one Warp kernel for all substeps of a step, one for its adjoint.
 
-Both are the equations of :mod:`~gippo_envs.physics.dynamics`, written down once for the robot as straight-line code. Warp compiles
+Both are the equations of :mod:`~gippo_envs.physics.dynamics`, written down once for the robot as straight-line code.
+Warp compiles
 it for the CPU or the GPU and keeps the result on the disk.
 """
 
 import os
 import time
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch as th
@@ -71,7 +72,8 @@ def _step_code(tree: Tree, real: str) -> str:
 
 def _adjoint_code(tree: Tree, real: str) -> str:
     """
-    C of the sweep from the last substep to the first: ``adj_state`` goes from the derivatives by the state after the step to those
+    C of the sweep from the last substep to the first: ``adj_state`` goes from the derivatives by the state after the
+    step to those
     by the state before it, ``adj_action`` gathers those by the action.
     """
     given = _Inputs(tree)
@@ -146,9 +148,7 @@ class Kernels:
             n: int,
             substeps: int,
         ):
-            substeps_of_its_adjoint(
-                states, accelerations, actions, constants, adj_state, adj_action, wp.tid(), n, substeps
-            )
+            substeps_of_its_adjoint(states, accelerations, actions, constants, adj_state, adj_action, wp.tid(), n, substeps)
 
         self.step, self.adjoint = step, adjoint
 
@@ -175,7 +175,7 @@ class Kernels:
         wp.launch(kernel, n, inputs=inputs, device=self.device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def kernels(tree: Tree, dtype: th.dtype, device: th.device) -> Kernels:
     """:return: the robot's, made at the first call"""
     return Kernels(tree, dtype, device)
@@ -185,7 +185,9 @@ class Step(th.autograd.Function):
     """One step of n robots: (nq + nv, n), (actions, n) -> (nq + nv, n)."""
 
     @staticmethod
-    def forward(ctx: Any, state: th.Tensor, action: th.Tensor, constants: th.Tensor, kernels: Kernels, substeps: int) -> th.Tensor:
+    def forward(
+        ctx: Any, state: th.Tensor, action: th.Tensor, constants: th.Tensor, kernels: Kernels, substeps: int
+    ) -> th.Tensor:
         n, nv = state.shape[1], kernels.tree.nv
         states = state.new_empty(substeps + 1, *state.shape)
         states[0] = state

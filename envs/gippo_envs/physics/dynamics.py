@@ -1,9 +1,11 @@
 """
 The mechanics of a tree of links, as formulas on numbers of any kind: floats, torch tensors, :class:`~.symbols.Symbol`.
 
-All vectors have the axes of the world. Motions are pairs (angular velocity, velocity of the point of the body at P), forces pairs
+All vectors have the axes of the world. Motions are pairs (angular velocity, velocity of the point of the body at P),
+forces pairs
 (moment about P, force), after R. Featherstone, *Rigid Body Dynamics Algorithms* (2008); P is the place where the tree's first
-joints after its leading slides are, so that numbers stay small wherever the robot is. With the joints' motions S, the equations are
+joints after its leading slides are, so that numbers stay small wherever the robot is. With the joints' motions S, the
+equations are
 
     M(q) a + Σ Sᵀ (I ā + v ×* I v - contact) = forces of the joints,
 
@@ -69,8 +71,8 @@ def times(matrix: Sequence[Vector], vector: Sequence[Scalar]) -> Vector:
     return [dot(row, list(vector)) for row in matrix]
 
 
-def product(a: Sequence[Vector], b: Sequence[Vector]) -> Matrix:
-    return [[dot(row, [other[j] for other in b]) for j in range(3)] for row in a]
+def product(a: Sequence[Sequence[Scalar]], b: Sequence[Sequence[Scalar]]) -> Matrix:
+    return [[dot(list(row), [other[j] for other in b]) for j in range(3)] for row in a]
 
 
 def unit(quaternion: Sequence[Scalar]) -> Vector:
@@ -160,9 +162,7 @@ def move(tree: Tree, q: Sequence[Scalar], v: Sequence[Scalar], constants: Consta
         velocity = add(omega, own[0]), add(linear, own[1])
         center = add(place, times(axes, link.center))
         moving.append(
-            Moving(
-                link, place, shift, axes, joint, velocity, drift, scale(center, link.mass), _inertia(link, axes, center)
-            )
+            Moving(link, place, shift, axes, joint, velocity, drift, scale(center, link.mass), _inertia(link, axes, center))
         )
     return moving
 
@@ -334,7 +334,8 @@ def residual_power(
 ) -> Scalar:
     """
     What the equations of motion miss, on velocities w: w · (M a + bias - forces), 0 at the true a. Its derivatives by q, v and
-    action, at a fixed a and with w = M⁻¹ y, are minus those of y · a(q, v, action): nothing need be differentiated through M⁻¹.
+    action, at a fixed a and with w = M⁻¹ y, are minus those of y · a(q, v, action): nothing need be differentiated
+    through M⁻¹.
     """
     total: Scalar = -dot(list(w), joint_forces(tree, q, v, action, constants))
     motions: list[tuple[Motion, Motion]] = []
@@ -355,7 +356,8 @@ def residual_power(
 
 def advance(tree: Tree, q: Sequence[Scalar], v: Sequence[Scalar], h: Scalar) -> list[Scalar]:
     """
-    Positions after h at constant velocities (nq,); quaternions q ∘ exp(h ω / 2), with as many terms of the series as float64 shows
+    Positions after h at constant velocities (nq,); quaternions q ∘ exp(h ω / 2), with as many terms of the series as
+    float64 shows
     up to an angle h |ω| of 1.
     """
     out = list(q)

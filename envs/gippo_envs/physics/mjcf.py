@@ -112,7 +112,9 @@ def _joint(
     eye = _frame(np.eye(3))
     if kind == mujoco.mjtJoint.mjJNT_FREE:
         slides = [
-            Link("slide", len(links) + k - 1 if k else -1, (0.0, 0.0, 0.0), eye, q + k, v + k, _triple(np.eye(3)[k]), leads=True)
+            Link(
+                "slide", len(links) + k - 1 if k else -1, (0.0, 0.0, 0.0), eye, q + k, v + k, _triple(np.eye(3)[k]), leads=True
+            )
             for k in range(3)
         ]
         ball = Link("ball", len(links) + 2, (0.0, 0.0, 0.0), eye, q + 3, v + 3)
@@ -161,7 +163,8 @@ def _with_body(
 
 
 def _principal(inertia: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Principal moments and axes; moments that differ by rounding only are equal, and axes are the frame's where they can be."""
+    """Principal moments and axes; moments that differ by rounding only are equal, and axes are the frame's where they
+    can be."""
     if np.abs(inertia - np.diag(np.diag(inertia))).max() <= 1e-14 * np.abs(inertia).max():
         moments, axes = np.diag(inertia).copy(), np.eye(3)
     else:
@@ -212,7 +215,7 @@ def _ground(mujoco: Any, model: Any) -> float | None:
     return heights.pop() if heights else None
 
 
-def _refuse_what_is_not_carried(mujoco: Any, model: Any) -> None:
+def _refuse_what_is_not_carried(mujoco: Any, model: Any) -> None:  # noqa: C901 (one line per thing)
     def name(kind: str, index: int) -> str:
         found = mujoco.mj_id2name(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind.upper()}"), index)
         return f"{kind} {found!r}" if found else f"{kind} number {index}"

@@ -17,7 +17,8 @@ FAR_LIMB: Color = (150, 112, 74)
 
 def draw(model: Any, position: np.ndarray, width: int = 480, height: int = 360) -> np.ndarray:
     """
-    Look along y at the x-z plane through the robot; what is further away is drawn first and darker. Spheres and capsules are drawn
+    Look along y at the x-z plane through the robot; what is further away is drawn first and darker. Spheres and
+    capsules are drawn
     as they are, other geoms as the sphere about their middle. The camera follows, marks on the ground stand every metre.
 
     :param model: MuJoCo's
@@ -40,7 +41,8 @@ def draw(model: Any, position: np.ndarray, width: int = 480, height: int = 360) 
     canvas = Canvas(width, height, center=(middle, ground + 0.42 * height / scale), scale=scale)
     half = width / scale
     canvas.polygon(
-        [(middle - half, ground), (middle + half, ground), (middle + half, ground - half), (middle - half, ground - half)], GROUND
+        [(middle - half, ground), (middle + half, ground), (middle + half, ground - half), (middle - half, ground - half)],
+        GROUND,
     )
     for metre in range(int(middle - half), int(middle + half) + 1):
         canvas.line((float(metre), ground - 0.02), (float(metre), ground - 0.08), MARK, 0.02)

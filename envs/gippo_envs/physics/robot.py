@@ -21,11 +21,13 @@ class Robot(FunctionalEnv):
     A robot from an MJCF file, on soft ground, pushed by its motors.
 
     The state is MuJoCo's positions and velocities, [qpos, qvel], the action in [-1, 1] a share of every motor's range. As it
-    stands it observes [qpos, qvel], earns the speed of its first joint (along x for most robots) minus 0.1 |action|², starts near
+    stands it observes [qpos, qvel], earns the speed of its first joint (along x for most robots) minus 0.1 |action|²,
+    starts near
     the file's pose and never ends. For a task of your own override :meth:`reward`, :meth:`observe`, :meth:`terminated` and
     :attr:`start`.
 
-    The equations of :mod:`gippo_envs.physics.dynamics` are integrated by semi-implicit Euler over ``substeps``, the mass matrix
+    The equations of :mod:`gippo_envs.physics.dynamics` are integrated by semi-implicit Euler over ``substeps``, the
+    mass matrix
     refreshed in every one.
 
     :param file: path of an MJCF file, or the name of one of Gymnasium's (``"ant.xml"``)

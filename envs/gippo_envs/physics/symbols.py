@@ -1,8 +1,9 @@
 """
 Formulas as data: arithmetic on :class:`Symbol` is written down instead of carried out, differentiated, and put out as C.
 
-The equations of :mod:`gippo_envs.physics.dynamics` are written for numbers of any kind. With torch tensors they are the reference;
-with symbols they become straight-line code for one robot, in which products with 0 and repeated subexpressions no longer occur.
+The equations of :mod:`gippo_envs.physics.dynamics` are written for numbers of any kind. With torch tensors they
+are the reference; with symbols they become straight-line code for one robot, in which products with 0 and repeated
+subexpressions no longer occur.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ Frame = tuple[Triple, Triple, Triple]
 @dataclass(frozen=True)
 class Link:
     """
-    A joint and the body that it moves. Bodies with several joints are chains of links of which all but the last are massless; a
+    A joint and the body that it moves. Bodies with several joints are chains of links of which all but the last are
+    massless; a
     free joint is three slides and a ball.
 
     :param kind: ``"slide"``, ``"hinge"`` about the frame's third axis, or ``"ball"``

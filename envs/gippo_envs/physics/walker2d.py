@@ -18,7 +18,8 @@ class Walker2d(Planar):
 
     State [x, z, pitch, thigh, leg, foot, thigh, leg, foot] and their velocities, z from 1.25 m; observation: all but x. Reward
 
-        ẋ + height + 1 - (pitch / upright)² - 0.1 |a|²,   D = clip(z - low - 0.15, -1, 0.3),   height = D, or -200 D² where D < 0.
+        ẋ + height + 1 - (pitch / upright)² - 0.1 |a|²,   D = clip(z - low - 0.15, -1, 0.3),   height = D, or -200 D²
+        where D < 0.
 
     Episodes end where the torso is below 1.25 m + low.
 
