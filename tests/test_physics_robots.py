@@ -22,7 +22,7 @@ from gippo_envs.physics.hopper import Hopper  # noqa: E402
 from gippo_envs.physics.humanoid import Humanoid  # noqa: E402
 from gippo_envs.physics.robot import Robot  # noqa: E402
 from gippo_envs.physics.walker2d import Walker2d  # noqa: E402
-from sb3_gippo import check_differentiable_env  # noqa: E402
+from sb3_gippo import GIPPO, check_differentiable_env, make_vec_env  # noqa: E402
 
 ROBOTS: list[type[Robot]] = [Hopper, HalfCheetah, Walker2d, Ant, Humanoid]
 SIZES = {"Hopper": (11, 3), "HalfCheetah": (17, 6), "Walker2d": (17, 6), "Ant": (37, 8), "Humanoid": (64, 17)}
@@ -103,6 +103,40 @@ def test_gradients_in_contact_are_central_differences(robot: type[Robot], steps:
             assert ((slope - differences).abs() / scale).median() < 1e-5
 
 
+@pytest.mark.parametrize("robot", [Hopper, Ant], ids=lambda robot: robot.__name__)
+@pytest.mark.parametrize("steps", [1, 8, 32])
+def test_in_contact_where_no_foot_lands_every_gradient_is_the_central_difference(robot: type[Robot], steps: int) -> None:
+    core = robot(dtype="float64")
+    start = core.initial_state(4, th.Generator().manual_seed(0))
+    generator = th.Generator().manual_seed(1)
+    for _ in range(40):
+        action = 2 * th.rand(4, core.action_dim, generator=generator, dtype=th.float64) - 1
+        start = core.step(start, 0.3 * action)[0]
+    generator = th.Generator().manual_seed(2)
+    actions = 0.6 * th.rand(steps, 4, core.action_dim, generator=generator, dtype=th.float64) - 0.3
+    direction = th.randn(actions.shape, generator=generator, dtype=th.float64)
+
+    def earned(actions: th.Tensor) -> th.Tensor:
+        state, total = start, th.zeros(4, dtype=th.float64)
+        for action in actions:
+            state, reward, _ = core.step(state, action)
+            total = total + reward
+        return total
+
+    leaf = actions.clone().requires_grad_()
+    found = (th.autograd.grad(earned(leaf).sum(), leaf)[0] * direction).sum((0, 2))
+    after, before = (earned(actions + sign * 1e-6 * direction) for sign in (1, -1))
+    assert found.abs().min() > 1e-3
+    np.testing.assert_allclose(found, (after - before) / 2e-6, rtol=1e-5)
+
+
+def test_gippo_trains_on_a_robot() -> None:
+    vec = make_vec_env("DiffHopper-v0", 4, seed=0, env_kwargs={"dtype": "float64"})
+    model = GIPPO("MlpPolicy", vec, n_steps=8, batch_size=32, n_epochs=1, seed=0, device="cpu").learn(64)
+    assert model.logger.name_to_value["train/nonfinite_grad_fraction"] == 0.0
+    assert model.logger.name_to_value["train/action_grad_norm"] > 0.0
+
+
 @pytest.mark.parametrize("name", ["Hopper", "Ant"])
 def test_the_checker_finds_nothing(name: str) -> None:
     env = gym.make(f"Diff{name}-v0", dtype="float64")
@@ -125,13 +159,13 @@ def test_batched_is_looped(robot: type[Robot]) -> None:
 @every_robot
 def test_random_actions_and_full_ones_leave_all_numbers_finite(robot: type[Robot]) -> None:
     name = robot.__name__
-    env = gym.make_vec(f"Diff{name}-v0", num_envs=16, dtype="float64")
+    env = gym.make_vec(f"Diff{name}-v0", num_envs=64, dtype="float64")
     rng = np.random.default_rng(0)
-    env.reset(seed=0)
+    assert env.observation_space.contains(env.reset(seed=0)[0])
     observation_size, action_size = SIZES[name]
-    assert env.observation_space.shape == (16, observation_size) and env.action_space.shape == (16, action_size)
-    for step in range(150):
-        actions = rng.uniform(-1, 1, env.action_space.shape) if step % 50 < 40 else np.sign(rng.normal(size=(16, action_size)))
+    assert env.observation_space.shape == (64, observation_size) and env.action_space.shape == (64, action_size)
+    for step in range(300):
+        actions = rng.uniform(-1, 1, env.action_space.shape) if step % 50 < 40 else np.sign(rng.normal(size=(64, action_size)))
         observation, reward, *_ = env.step(actions)
         assert np.isfinite(observation).all() and np.isfinite(reward).all() and np.abs(observation).max() < 1e3
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 
+from gippo_envs.physics import mjcf
 from gippo_envs.physics.robot import Robot
 from gippo_envs.physics.tree import Tree
 
@@ -148,9 +149,7 @@ class Ant(Spatial):
 
     def prepare(self, model: Any) -> None:
         super().prepare(model)
-        factor = self.mass / model.body_mass.sum()
-        model.body_mass *= factor
-        model.body_inertia *= factor
+        mjcf.scale_mass(model, self.mass)
         model.actuator_gear[:, 0] = self.strength
         model.jnt_range[1::2] = -self.hip_range, self.hip_range
         low, high = self.ankle_range

@@ -144,8 +144,8 @@ def move(tree: Tree, q: Sequence[Scalar], v: Sequence[Scalar], constants: Consta
             angle = q[link.q] - link.zero
             c, s = angle.cos(), angle.sin()
             axes = [[row[0] * c + row[1] * s, row[1] * c - row[0] * s, row[2]] for row in axes]
-            turns = [[row[2] for row in axes]]
-            joint = [(turn, cross(place, turn)) for turn in turns]
+            turn = [row[2] for row in axes]
+            joint = [(turn, cross(place, turn))]
         else:
             axes = product(axes, rotation(*unit(q[link.q : link.q + 4])))
             joint = [(turn, cross(place, turn)) for turn in ([row[k] for row in axes] for k in range(3))]

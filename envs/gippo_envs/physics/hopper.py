@@ -8,6 +8,7 @@ from typing import Any
 
 import torch as th
 
+from gippo_envs.physics import mjcf
 from gippo_envs.physics.robot import Robot
 
 
@@ -33,9 +34,7 @@ class Planar(Robot):
         if self.strength is not None:
             model.actuator_gear[:, 0] = self.strength
         if self.mass is not None:
-            factor = self.mass / model.body_mass.sum()
-            model.body_mass *= factor
-            model.body_inertia *= factor
+            mjcf.scale_mass(model, self.mass)
         model.dof_damping[:3] = self.root_damping
         model.dof_damping[3:] += self.joint_damping
 
@@ -51,35 +50,25 @@ class Planar(Robot):
 
 
 @dataclass
-class Hopper(Planar):
+class Upright(Planar):
     """
-    Hop forward (after DiffRL's hopper, on Gymnasium's model).
+    A planar robot that should not fall. Its z counts from the model's own pose, and the reward is
 
-    State [x, z, pitch, thigh, leg, foot] and their velocities, z from 1.25 m; observation: all but x. Reward
+        ẋ + height + 1 - (pitch / upright)² - 0.1 |a|²,   D = clip(z - low - 0.15, -1, 0.3),   height = D, or -200 D² where
+        D < 0.
 
-        ẋ + height + 1 - (pitch / upright)² - 0.1 |a|²,
-        D = clip(z - low - 0.15, -1, 0.3),   height = D, or -200 D² where D < 0.
+    Episodes end where z is below ``low``.
 
-    Episodes end where the torso is below 1.25 m + low.
-
-    :param armature: added to all six diagonal entries of the mass matrix, kg and kg m²
     :param low: m
     :param upright: rad
     """
 
-    file: str = "hopper.xml"
     contact_damping: float = 1e3
-    strength: float | None = 200.0
-    root_damping: float = 10.0
-    joint_damping: float = 11.0
-    armature: float = 1.0
     low: float = -0.45
     upright: float = math.pi / 6
 
     def prepare(self, model: Any) -> None:
         super().prepare(model)
-        model.dof_armature[:] = self.armature
-        # z counts from the model's own pose, as the others do
         model.qpos0[1] = model.qpos_spring[1] = 0.0
 
     def reward(self, state: th.Tensor, action: th.Tensor) -> th.Tensor:
@@ -87,6 +76,27 @@ class Hopper(Planar):
 
     def terminated(self, state: th.Tensor) -> th.Tensor:
         return ~(state[:, 1] >= self.low)
+
+
+@dataclass
+class Hopper(Upright):
+    """
+    Hop forward (after DiffRL's hopper, on Gymnasium's model); reward and end: :class:`Upright`.
+
+    State [x, z, pitch, thigh, leg, foot] and their velocities, z from 1.25 m; observation: all but x.
+
+    :param armature: added to all six diagonal entries of the mass matrix, kg and kg m²
+    """
+
+    file: str = "hopper.xml"
+    strength: float | None = 200.0
+    root_damping: float = 10.0
+    joint_damping: float = 11.0
+    armature: float = 1.0
+
+    def prepare(self, model: Any) -> None:
+        super().prepare(model)
+        model.dof_armature[:] = self.armature
 
 
 def standing(z: th.Tensor, low: float, gain: float = 1.0, margin: float = 0.15, most: float = 0.3) -> th.Tensor:

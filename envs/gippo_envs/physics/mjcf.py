@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
+from gippo_envs.physics.dynamics import rotation
 from gippo_envs.physics.tree import Link, Motor, Tree
 
 
@@ -48,6 +49,18 @@ def load(file: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of attributes in Gymnasium's files that MuJoCo will give up some day
         return mujoco.MjModel.from_xml_path(model_path(file))
+
+
+def scale_mass(model: Any, mass: float) -> None:
+    """
+    Change the masses and inertias of all bodies by one factor.
+
+    :param model: an ``mujoco.MjModel``
+    :param mass: of the whole robot, kg
+    """
+    factor = mass / model.body_mass.sum()
+    model.body_mass *= factor
+    model.body_inertia *= factor
 
 
 def refresh(model: Any) -> None:
@@ -305,16 +318,7 @@ def _limited(model: Any, joint: int) -> bool:
 
 
 def _matrix(quaternion: np.ndarray) -> np.ndarray:
-    w, x, y, z = quaternion / np.linalg.norm(quaternion)
-    return _tidy(
-        np.array(
-            [
-                [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-                [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-                [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-            ]
-        )
-    )
+    return _tidy(np.array(rotation(*(quaternion / np.linalg.norm(quaternion)))))
 
 
 def _basis(axis: np.ndarray) -> np.ndarray:
