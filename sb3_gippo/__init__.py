@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING, Any
 import gippo_envs  # noqa: F401  (registers the environments)
 from sb3_gippo.checker import GradientReport, check_differentiable_env
 from sb3_gippo.gippo import GIPPO
+from sb3_gippo.lr import LR
+from sb3_gippo.lrrp import LRRP
+from sb3_gippo.pe import PE
 from sb3_gippo.rollout.step_gradient import GradientChannelError
 from sb3_gippo.rp import RP
+from sb3_gippo.rpo import RPO
 from sb3_gippo.vec_env import TorchVecEnv, make_vec_env
 from sb3_gippo.version import __version__
 
@@ -15,7 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GIPPO",
+    "LR",
+    "LRRP",
+    "PE",
     "RP",
+    "RPO",
     "GradientChannelError",
     "GradientReport",
     "TorchVecEnv",

@@ -13,9 +13,21 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_gippo.gippo import GIPPO
+from sb3_gippo.lr import LR
+from sb3_gippo.lrrp import LRRP
+from sb3_gippo.pe import PE
 from sb3_gippo.rp import RP
+from sb3_gippo.rpo import RPO
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"gippo": GIPPO, "ppo": PPO, "rp": RP}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+    "gippo": GIPPO,
+    "ppo": PPO,
+    "lr": LR,
+    "rp": RP,
+    "lrrp": LRRP,
+    "pe": PE,
+    "rpo": RPO,
+}
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 """the hyper-parameters of SB3 that may be schedules"""
 NESTED = ("alpha_kwargs", "critic_kwargs")

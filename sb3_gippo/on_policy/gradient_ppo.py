@@ -49,6 +49,9 @@ class GradientPPO(PPO):
         "MultiInputPolicy": MultiInputPolicy,
     }
 
+    switched_off_by: ClassVar[str] = "alpha=0"
+    """the argument that asks for plain PPO"""
+
     rollout_buffer: RolloutBuffer
     max_action_grad_norm: float | None
     action_gradient_lambda: float | None
@@ -75,6 +78,10 @@ class GradientPPO(PPO):
 
     def _wants_gradients(self) -> bool:
         raise NotImplementedError
+
+    def _has_learner(self) -> bool:
+        """:return: whether something learns beside PPO, which a file may hold the state of"""
+        return self._wants_gradients()
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -175,10 +182,12 @@ class GradientPPO(PPO):
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str = "GradientPPO",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfGradientPPO:
+        """As PPO's. The name of the log is that of the class, if no other is given."""
+        tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
         try:
             with dead_workers_named(self.env):
                 super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
@@ -227,7 +236,8 @@ class GradientPPO(PPO):
 
     def _warn_plain_ppo(self, reason: str) -> None:
         self._warn_once(
-            f"{type(self).__name__} trains without gradients, as plain PPO: {reason}. Pass `alpha=0` if that is what you want."
+            f"{type(self).__name__} trains without gradients, as plain PPO: {reason}. "
+            f"Pass `{self.switched_off_by}` if that is what you want."
         )
 
     def _warn_once(self, message: str) -> None:
@@ -354,7 +364,7 @@ class GradientPPO(PPO):
         """
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         state = read_learner(path, model.device)
-        if state and model._wants_gradients() and model._unsupported() is None:
+        if state and model._has_learner() and model._unsupported() is None:
             model._setup_learner()
             model._load_learner_state(state)
         return model

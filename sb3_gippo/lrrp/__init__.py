@@ -1,0 +1,3 @@
+from sb3_gippo.lrrp.lrrp import LRRP
+
+__all__ = ["LRRP"]
