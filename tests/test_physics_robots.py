@@ -383,7 +383,7 @@ def test_pictures_show_the_robot_where_it_is() -> None:
         env.unwrapped.set_state(np.array([5.0, z, *np.zeros(10)]))  # type: ignore[attr-defined]
         pictures[name] = np.asarray(env.render())
         assert pictures[name].shape == (360, 480, 3) and pictures[name].dtype == np.uint8
-    limbs = {name: np.argwhere((picture == (202, 152, 101)).all(2)) for name, picture in pictures.items()}
+    limbs = {name: np.argwhere((picture == (204, 153, 102)).all(2)) for name, picture in pictures.items()}
     assert all(len(pixels) > 500 for pixels in limbs.values())
     assert all(abs(pixels[:, 1].mean() - 240) < 30 for pixels in limbs.values()), "the camera follows"
     ground = {name: np.argwhere((picture == (225, 225, 220)).all(2))[:, 0].min() for name, picture in pictures.items()}

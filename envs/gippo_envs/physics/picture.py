@@ -11,14 +11,15 @@ from gippo_envs.rendering import Canvas, Color
 
 GROUND: Color = (225, 225, 220)
 MARK: Color = (190, 190, 185)
-LIMB: Color = (202, 152, 101)
-FAR_LIMB: Color = (150, 112, 74)
+SHADE = 0.35
+"""by how much the farthest geom is darker than the nearest, of a robot 0.5 m deep or more"""
 
 
 def draw(model: Any, position: np.ndarray, width: int = 480, height: int = 360) -> np.ndarray:
     """
-    Look along y at the x-z plane through the robot; what is further away is drawn first and darker. Spheres and capsules are
-    drawn as they are, other geoms as the sphere about their middle. The camera follows; the ground has a mark every metre.
+    Look along y at the x-z plane through the robot, in the file's colors; what is further away is drawn first and darker.
+    Spheres and capsules are drawn as they are, other geoms as the sphere about their middle. The camera follows; the ground has
+    a mark every metre.
 
     :param model: MuJoCo's
     :param position: qpos (nq,)
@@ -45,9 +46,12 @@ def draw(model: Any, position: np.ndarray, width: int = 480, height: int = 360) 
     )
     for metre in range(int(middle - half), int(middle + half) + 1):
         canvas.line((float(metre), ground - 0.02), (float(metre), ground - 0.08), MARK, 0.02)
-    for geom in sorted(seen, key=lambda geom: -float(data.geom_xpos[geom, 1])):
-        x, y, z = data.geom_xpos[geom]
-        color = FAR_LIMB if y > data.subtree_com[1, 1] + 0.02 else LIMB
+    depth = data.geom_xpos[:, 1] - data.geom_xpos[seen, 1].min()
+    shade = 1 - SHADE * depth / max(0.5, depth[seen].max())
+    for geom in sorted(seen, key=lambda geom: -depth[geom]):
+        x, _, z = data.geom_xpos[geom]
+        red, green, blue = (round(255 * float(part * shade[geom])) for part in model.geom_rgba[geom, :3])
+        color = red, green, blue
         if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_CAPSULE:
             radius, reach = model.geom_size[geom, 0], model.geom_size[geom, 1] * data.geom_xmat[geom].reshape(3, 3)[:, 2]
             canvas.line((x - reach[0], z - reach[2]), (x + reach[0], z + reach[2]), color, 2 * radius)
