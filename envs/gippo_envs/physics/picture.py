@@ -18,8 +18,8 @@ SHADE = 0.35
 def draw(model: Any, position: np.ndarray, width: int = 480, height: int = 360) -> np.ndarray:
     """
     Look along y at the x-z plane through the robot, in the file's colors; what is further away is drawn first and darker.
-    Spheres and capsules are drawn as they are, other geoms as the sphere about their middle. The camera follows; the ground has
-    a mark every metre.
+    Spheres and capsules are drawn as they are, other geoms as the sphere about their middle. The camera follows; the ground
+    has a mark every metre.
 
     :param model: MuJoCo's
     :param position: qpos (nq,)
