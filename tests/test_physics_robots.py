@@ -393,3 +393,20 @@ def test_pictures_show_the_robot_where_it_is() -> None:
         other.reset(seed=0)
         frames = other.render()
         assert frames is not None and len(np.unique(np.asarray(frames[0]).reshape(-1, 3), axis=0)) > 5
+
+
+def test_pictures_have_the_files_colors_and_what_stands_still() -> None:
+    left_leg = pixels(Walker2d(), 18, (178, 76, 153))
+    assert len(left_leg) > 300 and len(pixels(Walker2d(), 18, (204, 153, 102))) > 300
+    pendulum = Robot("inverted_double_pendulum.xml")
+    rail = pixels(pendulum, 6, (76, 76, 178))
+    moved = pixels(pendulum, 6, (76, 76, 178), x=0.5)
+    assert np.ptp(rail[:, 1]) > 250 and np.ptp(rail[:, 0]) < 15, "two metres, at the same height"
+    assert 50 < rail[:, 1].min() - moved[:, 1].min(), "the camera follows the cart"
+
+
+def pixels(core: Robot, size: int, color: tuple[int, int, int], x: float = 0.0) -> np.ndarray:
+    """:return: where the robot's picture has this color, (rows, columns) (n, 2)"""
+    state = th.zeros(size)
+    state[0] = x
+    return np.argwhere((np.abs(core.render(state).astype(int) - color) <= 1).all(2))
