@@ -111,7 +111,6 @@ class LRRP(PolicyGradient):
     :param per_step: Whether to weigh each time step of the window by variances of its own; it needs four environments or more
     :param action_gradient_lambda: λ of the advantages whose gradient is used; ``None`` for ``gae_lambda``, another one and the
         two estimates are of different objectives
-    :param max_action_grad_norm: Longer rows of the action gradient are scaled down to this norm; ``None`` for no limit
     :param critic_steps: Minibatch steps that fit the critic after each update
     :param critic_kwargs: Settings of these steps that differ from their defaults, see
         :class:`~sb3_gippo.on_policy.critic.CriticSettings`
@@ -137,7 +136,6 @@ class LRRP(PolicyGradient):
         max_grad_norm: float = 1.0,
         per_step: bool = False,
         action_gradient_lambda: float | None = None,
-        max_action_grad_norm: float | None = None,
         critic_steps: int = 64,
         critic_kwargs: dict[str, Any] | None = None,
         target_critic_tau: float | None = None,
@@ -158,7 +156,6 @@ class LRRP(PolicyGradient):
             gae_lambda=gae_lambda,
             max_grad_norm=max_grad_norm,
             action_gradient_lambda=action_gradient_lambda,
-            max_action_grad_norm=max_action_grad_norm,
             critic_steps=critic_steps,
             critic_kwargs=critic_kwargs,
             target_critic_tau=target_critic_tau,

@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_gippo.common.hyperparameters import check_integer, check_number
 from sb3_gippo.common.optimizers import guarded_steps
+from sb3_gippo.on_policy.actor import Actor
 from sb3_gippo.on_policy.gradient_ppo import GradientPPO
 from sb3_gippo.on_policy.policy_gradient import log_prob
 from sb3_gippo.rollout.action_gradients import Gaussian
@@ -78,8 +79,8 @@ class PE(GradientPPO):
         of a new one; 0 for plain PPO, at most 1
     :param n_neighbours: Neighbours of each sample
     :param action_gradient_lambda: λ of the advantage whose gradient is used; ``None`` for ``gae_lambda``
-    :param max_action_grad_norm: Longer rows of dÂ/da are scaled down to this norm; ``None`` for no limit
-    :param critic_steps: Minibatch steps that fit the critic after each PPO update, beside its value loss
+    :param critic_steps: Minibatch steps that fit the critic after each PPO update, in the place of its value loss (beside it
+        where actor and critic share features); 0 for the value loss alone. Windows without gradients are PPO's
     :param critic_kwargs: Settings of these steps that differ from their defaults, see
         :class:`~sb3_gippo.on_policy.critic.CriticSettings`
     :param target_critic_tau: Advantages and their gradients take their values from a copy of the critic that follows it by
@@ -119,8 +120,7 @@ class PE(GradientPPO):
         radius: float = 0.5,
         n_neighbours: int = 1,
         action_gradient_lambda: float | None = None,
-        max_action_grad_norm: float | None = None,
-        critic_steps: int = 0,
+        critic_steps: int = 64,
         critic_kwargs: dict[str, Any] | None = None,
         target_critic_tau: float | None = None,
         _init_setup_model: bool = True,
@@ -156,7 +156,6 @@ class PE(GradientPPO):
         self.radius = radius
         self.n_neighbours = n_neighbours
         self.action_gradient_lambda = action_gradient_lambda
-        self.max_action_grad_norm = max_action_grad_norm
         self.critic_steps = critic_steps
         self.critic_kwargs = critic_kwargs
         self.target_critic_tau = target_critic_tau
@@ -178,21 +177,20 @@ class PE(GradientPPO):
             return
         self._log_gradients()
         window = self.rollout_buffer
-        assert isinstance(window, GradientRolloutBuffer)
+        assert isinstance(window, GradientRolloutBuffer) and self.actor is not None
         batch = window.gradient_batch()
         try:
             if self._has_gradients:
-                self.rollout_buffer = self._enriched(window)
+                self.rollout_buffer = self._enriched(self.actor, window)
             with guarded_steps(self.policy.optimizer):
-                super().train()
+                self._train_ppo()
         finally:
             self.rollout_buffer = window
-        self.actor.keep_std_in_bounds()  # type: ignore[union-attr]
+        self.actor.keep_std_in_bounds()
         self._fit_critic(batch)
 
-    def _enriched(self, window: GradientRolloutBuffer) -> RolloutBuffer:
+    def _enriched(self, actor: Actor, window: GradientRolloutBuffer) -> RolloutBuffer:
         """:return: a window of more environments: the neighbours are those of copies"""
-        assert self.actor is not None
         copies = self.n_neighbours + 1
         enriched = RolloutBuffer(
             window.buffer_size,
@@ -207,7 +205,7 @@ class PE(GradientPPO):
         self.policy.set_training_mode(False)
         with th.no_grad():
             flat = window.to_torch(window.observations).flatten(0, 1)
-            mean, std = (part.unflatten(0, window.noise.shape[:2]) for part in self.actor.gaussian(flat))
+            mean, std = (part.unflatten(0, window.noise.shape[:2]) for part in actor.gaussian(flat))
             found = [neighbours(window, (mean, std), self.radius, th.randn_like(mean)) for _ in range(self.n_neighbours)]
         for name, new in zip(("actions", "advantages", "log_probs"), zip(*found)):
             arrays = [getattr(window, name), *(tensor.cpu().numpy() for tensor in new)]

@@ -61,7 +61,6 @@ class RPO(PolicyGradient):
     :param ent_coef: Entropy coefficient for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
     :param action_gradient_lambda: λ of the return whose gradient is used; ``None`` for ``gae_lambda``
-    :param max_action_grad_norm: Longer rows of the action gradient are scaled down to this norm; ``None`` for no limit
     :param critic_steps: Minibatch steps that fit the critic after each update
     :param critic_kwargs: Settings of these steps that differ from their defaults, see
         :class:`~sb3_gippo.on_policy.critic.CriticSettings`
@@ -91,7 +90,6 @@ class RPO(PolicyGradient):
         ent_coef: float = 0.0,
         max_grad_norm: float = 1.0,
         action_gradient_lambda: float | None = 1.0,
-        max_action_grad_norm: float | None = None,
         critic_steps: int = 64,
         critic_kwargs: dict[str, Any] | None = None,
         target_critic_tau: float | None = None,
@@ -112,7 +110,6 @@ class RPO(PolicyGradient):
             gae_lambda=gae_lambda,
             max_grad_norm=max_grad_norm,
             action_gradient_lambda=action_gradient_lambda,
-            max_action_grad_norm=max_action_grad_norm,
             critic_steps=critic_steps,
             critic_kwargs=critic_kwargs,
             target_critic_tau=target_critic_tau,
