@@ -319,11 +319,12 @@ def test_rpos_surrogate_has_the_weighted_gradient_at_the_sampled_actions() -> No
     old = log_prob(batch.actions, *sampled)
     mean = th.full((400, 1), 0.6, dtype=th.float64, requires_grad=True)
     std = th.full((400, 1), 0.4, dtype=th.float64, requires_grad=True)
-    found = surrogate(batch, old, (mean, std), 0.8, 1.0)
+    found, left_out = surrogate(batch, old, (mean, std), 0.8, 1.0)
     by_mean, by_std = th.autograd.grad(found.sum(), (mean, std))
     ratio = (log_prob(batch.actions, mean, std) - old).exp().detach()[:, None]
     inside = (ratio >= 0.2) & (ratio <= 2)
     assert 0.1 < inside.double().mean() < 0.9 and (ratio < 0.2).any() and (ratio > 2).any()
+    assert left_out == pytest.approx(1 - inside.double().mean().item())
     expected = (ratio * batch.action_gradients).where(inside, 0.0)
     assert th.allclose(by_mean, expected, rtol=1e-12)
     assert th.allclose(by_std, expected * (batch.actions - 0.6) / 0.4, rtol=1e-12)
@@ -335,7 +336,7 @@ def test_rpos_weights_make_the_later_gradient_right() -> None:
     log_std = th.full((40000, 1), float(np.log(0.4)), dtype=th.float64, requires_grad=True)
     mean = th.full((40000, 1), 0.3, dtype=th.float64, requires_grad=True)
     old = log_prob(batch.actions, th.tensor(0.2, dtype=th.float64), th.tensor(0.5, dtype=th.float64))
-    found = th.autograd.grad(surrogate(batch, old, (mean, log_std.exp()), 1.0, 1e9).sum(), (mean, log_std))
+    found = th.autograd.grad(surrogate(batch, old, (mean, log_std.exp()), 1.0, 1e9)[0].sum(), (mean, log_std))
     truth = th.tensor([-2 * (0.3 - 1), -2 * 0.4**2], dtype=th.float64)
     within(th.cat(found, 1), truth, 0.02)
 

@@ -15,7 +15,9 @@ from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientBatch
 
 
-def surrogate(batch: GradientBatch, old_log_prob: th.Tensor, policy: Gaussian, low: float, high: float) -> th.Tensor:
+def surrogate(
+    batch: GradientBatch, old_log_prob: th.Tensor, policy: Gaussian, low: float, high: float
+) -> tuple[th.Tensor, float]:
     """
     What RPO ascends. The window's action gradients stay as they are; the noise is that with which the present policy would
     have taken the sampled actions, so that they remain the place where the gradients were taken.
@@ -25,15 +27,17 @@ def surrogate(batch: GradientBatch, old_log_prob: th.Tensor, policy: Gaussian, l
     :param policy: mean and standard deviation on it now, (n, action_dim) each, with a graph
     :param low: c_low
     :param high: c_high
-    :return: w g·(μ + σ ε) (n,) with ε = (a - μ)/σ and w held fixed; w = π/π̄ within [1 - c_low, 1 + c_high] and 0 outside
+    :return: w g·(μ + σ ε) (n,) with ε = (a - μ)/σ and w held fixed; w = π/π̄ within [1 - c_low, 1 + c_high] and 0 outside; and
+        the share of rows that are outside
     """
     mean, std = policy
     with th.no_grad():
         ratio = (log_prob(batch.actions, *policy) - old_log_prob).exp()
         # As a clip of the ratio does: what is outside has no gradient.
-        weight = ratio.where((ratio >= 1 - low) & (ratio <= 1 + high), 0.0)
+        inside = (ratio >= 1 - low) & (ratio <= 1 + high)
+        weight = ratio.where(inside, 0.0)
         noise = (batch.actions - mean) / std
-    return weight * reparameterised(replace(batch, noise=noise), policy)
+    return weight * reparameterised(replace(batch, noise=noise), policy), 1 - inside.float().mean().item()
 
 
 class RPO(PolicyGradient):
@@ -149,8 +153,9 @@ class RPO(PolicyGradient):
         self.policy.set_training_mode(True)
         for _ in range(self.n_epochs):
             policy = self.actor.gaussian(batch.observations)
-            gain = surrogate(batch, old_log_prob, policy, self.clip_low, self.clip_high)
+            gain, left_out = surrogate(batch, old_log_prob, policy, self.clip_low, self.clip_high)
             kl = th.distributions.kl_divergence(sampled, normal(*policy)).sum(1)
             entropy = normal(*policy).entropy().sum(1)
             self._actor_step((gain - self.kl_coef * kl + self.ent_coef * entropy).mean())
         self.logger.record("train/approx_kl", kl.mean().item())
+        self.logger.record("train/clip_fraction", left_out)
