@@ -15,8 +15,8 @@ from sb3_gippo.rollout.buffer import GradientBatch, GradientRolloutBuffer
 
 
 def log_prob(actions: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
-    """:return: (n,), log density of a diagonal Gaussian at ``actions`` (n, action_dim)"""
-    return th.distributions.Normal(mean, std, validate_args=False).log_prob(actions).sum(1)
+    """:return: (...), log density of a diagonal Gaussian at ``actions`` (..., action_dim)"""
+    return th.distributions.Normal(mean, std, validate_args=False).log_prob(actions).sum(-1)
 
 
 def likelihood_ratio(batch: GradientBatch, advantages: th.Tensor, policy: Gaussian) -> th.Tensor:
