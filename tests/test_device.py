@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from gippo_envs import BatchedEnv, SingleEnv
 from gippo_envs.core import transition
-from sb3_gippo import GIPPO, RP, check_differentiable_env
+from sb3_gippo import GIPPO, LRRP, PE, RP, RPO, TorchVecEnv
 from sb3_gippo.on_policy.gradient_ppo import GradientPPO
 from sb3_gippo.rollout.buffer import GradientRolloutBuffer
 from sb3_gippo.rollout.step_gradient import GraphStepGradient, states_of
@@ -43,6 +43,9 @@ POLICY = {"squash_actions": True, "state_dependent_std": True, "layer_norm": Tru
 LEARNERS: dict[str, tuple[type[GradientPPO], dict[str, Any]]] = {
     **{solver: (GIPPO, {**PPO, "alpha_solver": solver}) for solver in SOLVERS},
     "rp": (RP, {}),
+    "lrrp": (LRRP, {}),
+    "rpo": (RPO, {}),
+    "pe": (PE, PPO),
 }
 
 

@@ -16,7 +16,7 @@ from sb3_gippo.common.policies import MlpPolicy
 
 ENTRIES = [
     (conf, env_id)
-    for conf in ("gippo.yml", "gippo_published.yml", "ppo.yml")
+    for conf in ("gippo.yml", "gippo_published.yml", "ppo.yml", "pe.yml")
     for env_id in yaml.safe_load((hyperparams_dir() / conf).read_text())
     if env_id != "default"
 ]
@@ -121,7 +121,7 @@ def test_an_environment_without_an_entry_gets_the_default() -> None:
 
 
 def test_an_unknown_algorithm_ends_in_one_sentence() -> None:
-    with pytest.raises(ValueError, match=r"^Unknown algorithm 'sac': there are gippo, ppo, rp\.$"):
+    with pytest.raises(ValueError, match=r"^Unknown algorithm 'sac': there are gippo, ppo, lr, rp, lrrp, pe, rpo\.$"):
         read_hyperparams("sac", "DeJong-v0")
 
 
