@@ -17,8 +17,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from gippo_envs import BatchedEnv, SingleEnv
 from gippo_envs.core import transition
-from sb3_gippo import GIPPO, LRRP, PE, RP, RPO, TorchVecEnv
+from sb3_gippo import GIPPO, LRRP, PE, RP, RPO, check_differentiable_env
 from sb3_gippo.on_policy.gradient_ppo import GradientPPO
+from sb3_gippo.on_policy.policy_gradient import PolicyGradient
 from sb3_gippo.rollout.buffer import GradientRolloutBuffer
 from sb3_gippo.rollout.step_gradient import GraphStepGradient, states_of
 from sb3_gippo.vec_env.torch_vec_env import TorchVecEnv
@@ -91,11 +92,10 @@ def assert_there(model: GradientPPO) -> None:
     modules = [*model.policy.parameters(), *model.target_critic.copy.parameters()]
     assert all(isinstance(parameter, Elsewhere) for parameter in modules)
     optimizers: list[th.optim.Optimizer | None] = [model.critic_fit.optimizer]
+    optimizers += [model.actor_optimizer if isinstance(model, PolicyGradient) else model.policy.optimizer]
     if isinstance(model, GIPPO):
         assert model.alpha_step is not None
-        optimizers += [model.policy.optimizer, model.alpha_step.optimizer]
-    elif isinstance(model, RP):
-        optimizers += [model.actor_optimizer]
+        optimizers += [model.alpha_step.optimizer]
     for optimizer in optimizers:
         assert optimizer is not None
         moments = [state["exp_avg"] for state in optimizer.state.values()]
