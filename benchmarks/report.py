@@ -36,12 +36,17 @@ PAPER = {
 }
 ALGORITHMS = ("gippo", "ppo", "rp")
 """of the figures and the README's table"""
-ROWS = ("gippo", "gippo-published", "ppo", "rp")
+ROWS = ("gippo", "gippo-published", "ppo", "rp", "rpo", "lr", "lrrp", "lrrp-per-step", "pe")
 """of every problem's table"""
 NAMES = {
     "gippo": "GI-PPO",
     "ppo": "PPO (SB3)",
     "rp": "RP, decaying rate",
+    "rpo": "RPO",
+    "lr": "LR",
+    "lrrp": "LR+RP",
+    "lrrp-per-step": "LR+RP, weighed step by step (IVW-H)",
+    "pe": "PE",
     "ppo-kl": "GI-PPO's trust regions, α off",
     "gippo-published": "GI-PPO (published)",
     "gippo-wide": "GI-PPO, trust regions 10 times as wide or more",

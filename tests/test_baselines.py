@@ -119,7 +119,11 @@ def test_lr_refuses_policies_that_are_no_gaussian() -> None:
         (RPO, {"clip_high": -1}, "`clip_high` must be a number finite and at least 0, not -1"),
         (RPO, {"kl_coef": float("nan")}, "`kl_coef` must be a number finite and at least 0, not nan"),
         (RPO, {"ent_coef": -1}, "`ent_coef` must be a number finite and at least 0, not -1"),
-        (LRRP, {"n_steps": 1, "per_step": False, "env": 3}, "takes variances over the halves of 3 steps in a window: it needs 4"),
+        (
+            LRRP,
+            {"n_steps": 1, "per_step": False, "env": 3},
+            "takes variances over the halves of 3 steps in a window: it needs 4",
+        ),
         (LRRP, {"per_step": True, "env": 3}, "takes variances over the halves of 3 environments: it needs 4 or more"),
         (RP, {"critic_kwargs": {"windows": 3}}, "`critic_kwargs` has no 'windows' here"),
     ],

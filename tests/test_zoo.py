@@ -227,6 +227,33 @@ print(*sorted(drawn))
     assert python(tmp_path, "-c", script).splitlines()[-1] == "critic_kwargs learning_rate n_steps policy_kwargs"
 
 
+def test_every_algorithm_of_ours_learns_with_what_its_space_draws(tmp_path: Path) -> None:
+    script = """
+import optuna
+from sb3_gippo import make_vec_env
+from sb3_gippo.cli import zoo
+from sb3_gippo.cli.hyperparams import ALGORITHMS, with_schedules
+
+zoo.register()
+for algo in ("lr", "rp", "lrrp", "pe", "rpo"):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(3):
+        trial = study.ask()
+        drawn = zoo.HYPERPARAMS_SAMPLER[algo](trial, 1, 4, {})
+        assert zoo.HYPERPARAMS_CONVERTER[algo](trial.params) == drawn
+        env = make_vec_env("CartPoleSwingUp-v0", 4, seed=0)
+        ALGORITHMS[algo]("MlpPolicy", env, device="cpu", **with_schedules(drawn)).learn(4)
+    print(algo, *sorted(drawn.keys() & {"n_epochs", "radius", "n_neighbours", "clip_low", "clip_high", "kl_coef", "ent_coef"}))
+"""
+    assert python(tmp_path, "-W", "ignore", "-c", script).splitlines()[-5:] == [
+        "lr",
+        "rp",
+        "lrrp",
+        "pe ent_coef n_epochs n_neighbours radius",
+        "rpo clip_high clip_low ent_coef kl_coef n_epochs",
+    ]
+
+
 def test_a_trial_keeps_what_is_not_drawn_and_the_space_is_without_gsde(tmp_path: Path) -> None:
     entry = {"policy": "MlpPolicy", "n_timesteps": 64, "use_sde": True, "sde_sample_freq": 4}
     nested = {"alpha_solver": "trust_region", "alpha_kwargs": {"factor": 1.2, "kl": 5.0}}

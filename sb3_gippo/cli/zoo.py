@@ -49,7 +49,6 @@ SEARCH: dict[str, Callable[[optuna.Trial], Any]] = {
     "action_gradient_lambda": lambda trial: trial.suggest_float("action_gradient_lambda", 0.3, 1.0),
     "critic_steps": lambda trial: trial.suggest_categorical("critic_steps", [0, 16, 64]),
     "critic_windows": lambda trial: trial.suggest_int("critic_windows", 1, 8),
-    "per_step": lambda trial: trial.suggest_categorical("per_step", [False, True]),
     "radius": lambda trial: trial.suggest_float("radius", 0.05, 1.0, log=True),
     "n_neighbours": lambda trial: trial.suggest_int("n_neighbours", 1, 4),
     "clip_low": lambda trial: trial.suggest_float("clip_low", 0.2, 0.9),
