@@ -1,4 +1,4 @@
-"""What all alternatives to GI-PPO do as SB3's algorithms do: they learn, save, go on, answer, and refuse what makes no sense."""
+"""What the alternatives to GI-PPO do as SB3's algorithms do: learn, save, go on, answer, and refuse what makes no sense."""
 
 from __future__ import annotations
 
@@ -122,9 +122,9 @@ def test_lr_refuses_policies_that_are_no_gaussian() -> None:
         (
             LRRP,
             {"n_steps": 1, "per_step": False, "env": 3},
-            "takes variances over the halves of 3 steps in a window: it needs 4",
+            "over the halves of 3 steps in a window: it needs 4",
         ),
-        (LRRP, {"per_step": True, "env": 3}, "takes variances over the halves of 3 environments: it needs 4 or more"),
+        (LRRP, {"per_step": True, "env": 3}, "over the halves of 3 environments: it needs 4 or more"),
         (RP, {"critic_kwargs": {"windows": 3}}, "`critic_kwargs` has no 'windows' here"),
     ],
 )

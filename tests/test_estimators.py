@@ -215,8 +215,8 @@ def test_halves_are_all_rows_and_of_different_environments() -> None:
 
 def bandit(n: int, noise_of_advantages: float, noise_of_gradients: float, generator: th.Generator) -> GradientBatch:
     """
-    One-step episodes with the reward -(a - 1)² of a = μ + σ ε, μ = 0.2, σ = ½; advantages and gradients have noise beside it, of
-    mean 0 and so skewed that what is far off and what has a large variance are the same.
+    One-step episodes with the reward -(a - 1)² of a = μ + σ ε, μ = 0.2, σ = ½; advantages and gradients have noise beside it,
+    of mean 0 and so skewed that what is far off and what has a large variance are the same.
     """
     noise = th.randn(n, 1, generator=generator, dtype=th.float64)
     skewed = lambda: th.empty_like(noise).exponential_(generator=generator) - 1  # noqa: E731

@@ -186,12 +186,12 @@ class GradientPPO(PPO):
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str | None = None,
+        tb_log_name: str = "",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfGradientPPO:
         """As PPO's. The name of the log is that of the class, if no other is given."""
-        tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
+        tb_log_name = tb_log_name or type(self).__name__
         try:
             with dead_workers_named(self.env):
                 super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

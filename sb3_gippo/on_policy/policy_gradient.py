@@ -1,4 +1,4 @@
-"""What the policy-gradient baselines share: an optimizer of the actor's own, its step, and the two estimators of a gradient."""
+"""What the policy-gradient baselines share: an optimizer of the actor's own, its step, and two estimators of a gradient."""
 
 from __future__ import annotations
 

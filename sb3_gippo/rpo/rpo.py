@@ -47,8 +47,8 @@ class RPO(PolicyGradient):
     Paper: https://arxiv.org/abs/2508.06214
 
     The action gradients of a window are computed once and serve for ``n_epochs`` steps: the first is
-    :class:`~sb3_gippo.rp.RP`'s, the later ones weigh them by importance ratios, within bounds, and are held near the policy that
-    sampled by a KL divergence. It has one critic where the paper has two.
+    :class:`~sb3_gippo.rp.RP`'s, the later ones weigh them by importance ratios, within bounds, and a KL divergence holds them
+    near the policy that sampled. It has one critic where the paper has two.
 
     Where the environments offer no gradients there is nothing to learn from, and it refuses to train.
 
