@@ -241,7 +241,8 @@ for algo in ("lr", "rp", "lrrp", "pe", "rpo"):
     assert zoo.HYPERPARAMS_CONVERTER[algo](trial.params) == drawn
     env = make_vec_env("CartPoleSwingUp-v0", 4, seed=0)
     ALGORITHMS[algo]("MlpPolicy", env, device="cpu", **with_schedules(drawn)).learn(4)
-    print("drawn:", algo, *sorted(drawn.keys() & {"n_epochs", "radius", "n_neighbours", "clip_low", "clip_high", "kl_coef", "ent_coef"}))
+    names = {"n_epochs", "radius", "n_neighbours", "clip_low", "clip_high", "kl_coef", "ent_coef"}
+    print("drawn:", algo, *sorted(names & drawn.keys()))
 """
     assert re.findall("^drawn: (.*)$", python(tmp_path, "-W", "ignore", "-c", script), re.MULTILINE) == [
         "lr",
