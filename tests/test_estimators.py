@@ -263,6 +263,24 @@ def test_each_step_has_a_share_of_its_own() -> None:
     assert shares.unique().numel() == 2, "one for each half"
 
 
+@pytest.mark.parametrize("per_step", [False, True])
+def test_a_half_is_weighed_by_the_other_half_alone(per_step: bool) -> None:
+    model, batch = bandit_model(16, per_step=per_step), bandit(16, 1.0, 2.0, th.Generator().manual_seed(0))
+    parts = halves(16, 1, per_step)
+    first, second = (part.flatten() for part in parts)
+    rows = {name: value.clone() for name, value in vars(batch).items()}
+    for value in rows.values():
+        value[first] = 3 * value[first] + 1
+    found = []
+    for one in (batch, GradientBatch(**rows)):
+        th.manual_seed(0)
+        advantages, shares = model._weigh(one, parts)
+        found.append((shares, one.advantages - advantages))
+    for one, other in zip(*found):
+        assert th.allclose(one[first], other[first], rtol=1e-12, atol=0)
+        assert not th.isclose(one[second], other[second], rtol=1e-3).any()
+
+
 def test_the_mix_is_unbiased_though_its_weights_are_estimated() -> None:
     """300 windows of 16 samples, whose own variances would have favoured those that are not far off."""
     model, generator = bandit_model(16), th.Generator().manual_seed(0)

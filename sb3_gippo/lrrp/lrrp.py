@@ -197,13 +197,16 @@ class LRRP(PolicyGradient):
         """
         assert self.actor is not None
         advantages, shares = batch.advantages.clone(), th.ones_like(batch.advantages)
+        usable = bool(batch.action_gradients.any())
+        parameters = trainable([*self.actor.mean, *self.actor.std])
+        self.policy.set_training_mode(False)
         for part, other in (parts, parts[::-1]):
-            advantages[part] -= batch.advantages[other].mean()
-        if batch.action_gradients.any():
-            parameters = trainable([*self.actor.mean, *self.actor.std])
-            self.policy.set_training_mode(False)
-            for part, other in (parts, parts[::-1]):
+            baseline = batch.advantages[other].mean()
+            advantages[part] -= baseline
+            if usable:
                 chosen = other[:, th.randperm(other.shape[1])[:SAMPLES]].to(self.device)
-                shares[part] = lr_share(variances(self.policy, parameters, batch, advantages, chosen))[:, None]
-            self.policy.set_training_mode(True)
+                # Less the same baseline: the other one is made of the rows that are to be weighed.
+                found = variances(self.policy, parameters, batch, batch.advantages - baseline, chosen)
+                shares[part] = lr_share(found)[:, None]
+        self.policy.set_training_mode(True)
         return advantages, shares
