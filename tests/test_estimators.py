@@ -314,6 +314,19 @@ def test_the_mix_is_unbiased_though_its_weights_are_estimated() -> None:
     assert 0.1 < shares.mean() < 0.9
 
 
+SHARES = [(1.0, LR, {"normalize_advantage": False}), (0.0, RP, {"action_gradient_lambda": None})]
+
+
+@pytest.mark.parametrize("share, algorithm, kwargs", SHARES)
+def test_the_share_is_lrs(share: float, algorithm: type[PolicyGradient], kwargs: dict[str, Any]) -> None:
+    pure, mixed = linear_quadratic_model(algorithm, 6, **kwargs), linear_quadratic_model(LRRP, 6)
+    mixed._weigh = lambda batch, parts: (batch.advantages, th.full_like(batch.advantages, share))
+    for model in (pure, mixed):
+        model.train()
+    one, other = (flat([parameter.grad for parameter in actor(model)]) for model in (pure, mixed))
+    assert (one - other).abs().max() < 1e-10 < 1e-4 < one.abs().min()
+
+
 def test_a_window_without_usable_gradients_has_lrs_step() -> None:
     model = bandit_model(16)
     batch = replace(bandit(16, 0.0, 0.0, th.Generator().manual_seed(0)), action_gradients=th.zeros(16, 1))
