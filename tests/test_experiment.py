@@ -52,6 +52,21 @@ def test_both_algorithms_have_the_same_budget_and_network(env_id: str) -> None:
         assert ours.get(key) == theirs.get(key), key
 
 
+@pytest.mark.parametrize("algo", ["lr", "rp", "lrrp", "pe", "rpo"])
+def test_the_alternatives_have_an_entry_of_the_same_size_for_every_environment(algo: str) -> None:
+    entries = yaml.safe_load((hyperparams_dir() / f"{algo}.yml").read_text())
+    assert entries.keys() == yaml.safe_load((hyperparams_dir() / "gippo.yml").read_text()).keys()
+    for env_id in entries:
+        theirs, ours = read_hyperparams(algo, env_id), read_hyperparams("gippo", env_id)
+        for entry in (theirs, ours):
+            if algo == "lr":
+                entry.pop("env_wrapper", None)  # gradients
+            if (algo, "Ackley" in env_id) == ("rp", True):
+                entry["policy_kwargs"].pop("log_std_init", None)  # tuned
+        for key in ("n_envs", "n_timesteps", "n_steps", "normalize", "env_kwargs", "env_wrapper", "policy_kwargs"):
+            assert theirs.get(key) == ours.get(key), (env_id, key)
+
+
 def test_a_policy_may_be_named_in_full() -> None:
     assert read_hyperparams("ppo", "PaceCarB-v0")["policy"] is MlpPolicy
     model, _ = make_model("ppo", "PaceCarB-v0", seed=0)
