@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_gippo import LR, LRRP, PE, RP, RPO, make_vec_env
+from sb3_gippo.common.policies import MlpPolicy
 from tests.helpers import Strike, assert_same_learner, cartpole, is_finite, logged
 
 POLICY_GRADIENTS: list[Any] = [LR, RP, LRRP, RPO]
@@ -148,6 +149,30 @@ def test_gradients_that_are_not_finite_are_left_out(algorithm: Any) -> None:
     model.learn(ITERATION, callback=Strike(spoil))
     moved = any(not th.equal(a, b) for a, b in zip(before, model.actor.mean))
     assert moved == (algorithm in (LRRP, PE)), "LR's and PPO's steps need none"
+
+
+class Dropping(MlpPolicy):
+    """An actor with dropout and running statistics."""
+
+    def _build_mlp_extractor(self) -> None:
+        super()._build_mlp_extractor()
+        layers = [th.nn.Dropout(0.5), th.nn.Linear(5, 64), th.nn.BatchNorm1d(64)]
+        self.mlp_extractor.policy_net = th.nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("algorithm", POLICY_GRADIENTS)
+def test_layers_that_count_do_so_in_the_step_alone(algorithm: Any) -> None:
+    model = algorithm(Dropping, cartpole(), n_steps=8, critic_steps=1, seed=0, device="cpu").learn(2 * ITERATION)
+    counted = model.policy.mlp_extractor.policy_net[2].num_batches_tracked.item()
+    assert counted == (2 * model.n_epochs if algorithm is RPO else 2) and is_finite(model)
+
+
+def test_a_step_whose_gradient_is_not_finite_is_left_out() -> None:
+    model = small(RP).learn(ITERATION)
+    before = [parameter.clone() for parameter in model.actor.mean]
+    for factor, moves in ((float("inf"), False), (1.0, True)):
+        model._actor_step(factor * sum(parameter.sum() for parameter in model.actor.mean))
+        assert any(not th.equal(a, b) for a, b in zip(before, model.actor.mean)) == moves
 
 
 def test_what_they_log() -> None:

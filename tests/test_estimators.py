@@ -198,12 +198,15 @@ def agree(found: dict[str, th.Tensor], unit: float) -> None:
     assert (difference.mean(0).abs() < 4 * error).all(), difference.mean(0) / error
 
 
-def test_lrs_step_is_along_the_advantages_times_the_score() -> None:
-    model = linear_quadratic_model(LR, 5, max_grad_norm=1e9, normalize_advantage=False)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_lrs_step_is_along_the_advantages_times_the_score(normalize: bool) -> None:
+    model = linear_quadratic_model(LR, 5, max_grad_norm=1e9, normalize_advantage=normalize)
     batch = model.rollout_buffer.gradient_batch()
     mean, std = (part.detach() for part in gaussian(model.policy, batch.observations))
     noise = (batch.actions - mean) / std
-    advantages = batch.advantages[:, None].double()
+    advantages = batch.advantages[:, None]
+    if normalize:  # as PPO does, in the advantages' float32
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     weight = (advantages * noise / std).T @ batch.observations / len(mean)
     expected = flat([weight, (advantages * noise / std).mean(0), (advantages * (noise**2 - 1)).mean(0)])
     model.train()
@@ -377,6 +380,30 @@ def test_rpos_surrogate_has_the_weighted_gradient_at_the_sampled_actions() -> No
     expected = (ratio * batch.action_gradients).where(inside, 0.0)
     assert th.allclose(by_mean, expected, rtol=1e-12)
     assert th.allclose(by_std, expected * (batch.actions - 0.6) / 0.4, rtol=1e-12)
+
+
+def test_rpos_later_step_has_the_gradient_of_all_its_terms() -> None:
+    """Of the second step, after a first one so long that some rows fall out of the ratio's bounds on either side."""
+    settings = {"learning_rate": 0.3, "kl_coef": 0.7, "ent_coef": 0.4, "max_grad_norm": 1e9}
+    one, two = (linear_quadratic_model(RPO, 50, n_epochs=epochs, **settings) for epochs in (1, 2))
+    batch = two.rollout_buffer.gradient_batch()
+    old_mean, old_std = (part.detach() for part in gaussian(one.policy, batch.observations))
+    one.train()
+    two.train()
+    mean, std = gaussian(one.policy, batch.observations)
+    log_ratio = (
+        ((batch.actions - old_mean) / old_std) ** 2 / 2 - ((batch.actions - mean) / std) ** 2 / 2 + (old_std / std).log()
+    )
+    ratio = log_ratio.sum(1).exp().detach()
+    inside = (ratio >= 0.2) & (ratio <= 2.0)
+    assert (ratio < 0.2).any() and (ratio > 2.0).any() and inside.any()
+    noise = ((batch.actions - mean) / std).detach()
+    gain = (ratio * inside)[:, None] * batch.action_gradients * (mean + std * noise)
+    kl = (std / old_std).log() + (old_std**2 + (mean - old_mean) ** 2) / (2 * std**2) - 0.5
+    objective = (gain - 0.7 * kl + 0.4 * std.log()).sum(1).mean()
+    expected = -flat(th.autograd.grad(objective, actor(one)))
+    found = flat([parameter.grad for parameter in actor(two)])
+    assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 def test_rpos_weights_make_the_later_gradient_right() -> None:
