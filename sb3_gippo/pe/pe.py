@@ -202,7 +202,6 @@ class PE(GradientPPO):
         for name in ("observations", "returns", "values"):
             array = getattr(window, name)
             setattr(enriched, name, np.concatenate([array] * copies, axis=1))
-        self.policy.set_training_mode(False)
         with th.no_grad():
             flat = window.to_torch(window.observations).flatten(0, 1)
             mean, std = (part.unflatten(0, window.noise.shape[:2]) for part in actor.gaussian(flat))
