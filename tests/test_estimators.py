@@ -303,11 +303,11 @@ def test_a_half_is_weighed_by_the_other_half_alone(per_step: bool) -> None:
 
 
 def test_the_mix_is_unbiased_though_its_weights_are_estimated() -> None:
-    """300 windows of 16 samples, whose own variances would have favoured those that are not far off."""
+    """120 windows of 16 samples, whose own variances would have favoured those that are not far off."""
     model, generator = bandit_model(16), th.Generator().manual_seed(0)
     parameters = [model.policy.action_net.bias, model.policy.log_std]
     found = []
-    for _ in range(300):
+    for _ in range(120):
         batch = bandit(16, 0.0, 2.0, generator)
         advantages, shares = model._weigh(batch, halves(16, 1, False))
         policy = gaussian(model.policy, batch.observations)
