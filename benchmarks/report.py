@@ -1,4 +1,4 @@
-"""Make docs/results.md and its figures from the committed results of benchmarks/run.py.
+"""Make docs/results.md and its figures, and the tables in README.md and docs/robots.md, from the committed results.
 
 python benchmarks/report.py
 """
@@ -74,7 +74,6 @@ Seconds are wall-clock on two shared CPU cores, one torch thread a run. {version
 budgets that are spent once: De Jong, cart-pole and De Jong's function of a context end within the spread of those below
 (its seconds are of a loaded machine).
 """
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 Runs = dict[tuple[str, str], list[dict[str, str]]]
 
 
@@ -215,8 +214,64 @@ def summary(runs: Runs) -> list[str]:
     return lines
 
 
+def speeds() -> list[str]:
+    """:return: the lines of the table of the robots' speed, thousands a second, median and best"""
+    lines = ["| | environments | steps | transitions with their gradient |", "|---|---|---|---|"]
+    found = {(row["robot"], row["n_envs"], row["what"]): row for row in read(RESULTS / "physics_speed.csv")}
+    for robot, n_envs in dict.fromkeys((robot, n_envs) for robot, n_envs, _ in found):
+        cells = []
+        for what in ("forward", "gradient"):
+            cells.append("{} k ({} k)".format(*(thousands(found[robot, n_envs, what][key]) for key in ("median", "best"))))
+        lines.append(f"| `Diff{robot}-v0` | {n_envs} | {' | '.join(cells)} |")
+    return lines
+
+
+def engines() -> list[str]:
+    """:return: the lines of the table of other engines, this one on top"""
+    lines = ["| | hopper | with gradient | ant | with gradient | compiling | |", "|---|---|---|---|---|---|---|"]
+    found = {(row["robot"], row["what"]): row for row in read(RESULTS / "physics_speed.csv") if row["n_envs"] == "64"}
+    pairs = ((robot, what) for robot in ("Hopper", "Ant") for what in ("forward", "gradient"))
+    own = " | ".join(f"{thousands(found[pair]['median'])} k" for pair in pairs)
+    compiling = next(row["compile_adjoint"] for row in read(RESULTS / "physics_kernels.csv"))
+    lines.append(f"| **this engine** | {own} | {compiling} s (ant), kept | exact |")
+    return lines + [f"| {' | '.join(row.values())} |" for row in read(RESULTS / "physics_engines.csv")]
+
+
+def kernels() -> list[str]:
+    """:return: the lines of the table of the kernels that were compared on the ant"""
+    lines = [
+        "| kernel | compiling | with adjoint | steps, 64 | steps, 256 | with adjoint, 64 | with adjoint, 256 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in read(RESULTS / "physics_kernels.csv"):
+        cells = [f"{row[key]} s" if row[key] else "–" for key in ("compile", "compile_adjoint")]
+        for what in (f"{what}_{n}" for what in ("forward", "adjoint") for n in (64, 256)):
+            cells.append(f"{thousands(row[f'{what}_median'])} k ({thousands(row[f'{what}_best'])} k)")
+        lines.append(f"| {row['kernel']} | {' | '.join(cells)} |")
+    return lines
+
+
+def thousands(value: str) -> str:
+    """:return: the number in thousands, with two digits that count or more"""
+    return short(float(value) / 1000, 2 if float(value) < 1e5 else 3)
+
+
+def fill(page: Path, name: str, lines: list[str]) -> None:
+    """Put lines between the page's comments ``<!-- name -->`` and ``<!-- end of name -->``."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text("\n".join([before + begin, *lines, end + rest.partition(end)[2]]))
+
+
+def robots() -> None:
+    """Write the tables of the robots' page."""
+    fill(DOCS / "robots.md", "speed", speeds())
+    fill(DOCS / "robots.md", "engines", engines())
+    fill(DOCS / "robots.md", "kernels", kernels())
+
+
 def main() -> None:
-    """Write the page, and the table in the README."""
+    """Write the page, and the tables in others."""
     runs = load()
     versions = sorted({row["versions"] for members in runs.values() for row in members})
     lines = [INTRODUCTION.format(versions="; ".join(versions))]
@@ -243,9 +298,8 @@ def main() -> None:
         for env_id in env_ids:
             lines += table(env_id, runs)
     (DOCS / "results.md").write_text("\n".join(lines))
-    readme = DOCS.parent / "README.md"
-    before, _, after = readme.read_text().partition(BEGIN)
-    readme.write_text("\n".join([before + BEGIN, *summary(runs), END + after.partition(END)[2]]))
+    fill(DOCS.parent / "README.md", "results", summary(runs))
+    robots()
 
 
 if __name__ == "__main__":

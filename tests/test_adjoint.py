@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_gippo.rollout.adjoint import action_gradients
+from sb3_gippo.rollout.adjoint import Limit, action_gradients
 from sb3_gippo.rollout.step_gradient import DenseStepGradient
 
 STEPS, N_ENVS, STATE, ACTION = 6, 4, 3, 2
@@ -69,7 +69,7 @@ class Problem:
             gradients.append(DenseStepGradient.from_infos(infos, ACTION, STATE))
         return gradients
 
-    def swept(self, gradients: list[DenseStepGradient] | None = None) -> np.ndarray:
+    def swept(self, gradients: list[DenseStepGradient] | None = None, limit: Limit | None = None) -> np.ndarray:
         s, w, c = self.scales
         k = th.from_numpy(self.k)
         window = (STEPS, N_ENVS)
@@ -84,10 +84,15 @@ class Problem:
             th.from_numpy(self.continues),
             self.gamma,
             self.gae_lambda,
+            limit,
         ).numpy()
 
-    def closed_form(self) -> np.ndarray:
-        """Σ_l (γλ)^l of the derivatives of δ_{t+l} by a_t, by powers of the closed loop F = A + B s K w."""
+    def closed_form(self, share: np.ndarray | None = None) -> np.ndarray:
+        """
+        Σ_l (γλ)^l of the derivatives of δ_{t+l} by a_t, by powers of the closed loop F = A + B s K w; λ is multiplied by the
+        share of every step that is reached (1).
+        """
+        share = np.ones((STEPS, N_ENVS)) if share is None else share
         s, w, c = self.scales
         feedback = s * w * self.k
         loop = self.a + self.b @ feedback
@@ -104,7 +109,7 @@ class Problem:
                     before = np.linalg.matrix_power(loop, l - 1) @ self.b  # dx_u / da_t
                     delta -= c * (feedback @ before).T @ self.r @ self.actions[u, env]
                     delta += w**2 * before.T @ self.p @ self.states[u, env]
-                result[t, env] += (self.gamma * self.gae_lambda) ** l * s * delta
+                result[t, env] += (self.gamma * self.gae_lambda) ** l * share[t + 1 : u + 1, env].prod() * s * delta
                 if not self.continues[u, env]:
                     break
         return result
@@ -161,3 +166,41 @@ def test_a_window_that_claims_to_go_on_is_refused() -> None:
     problem.continues[-1, 2] = True
     with pytest.raises(AssertionError, match="behind the window's end"):
         problem.swept()
+
+
+def limited(problem: Problem, size: float) -> np.ndarray:
+    """The sweep of the problem with σ = 1 and a limit."""
+    std = th.ones(STEPS, N_ENVS, ACTION, dtype=th.float64)
+    return problem.swept(limit=Limit(std, size))
+
+
+def test_a_limit_that_nothing_exceeds_changes_nothing() -> None:
+    problem = Problem(terminated={0: 2}, truncated={1: 3})
+    np.testing.assert_array_equal(limited(problem, np.inf), problem.swept())
+    np.testing.assert_array_equal(limited(problem, 1.001 * np.linalg.norm(problem.swept(), axis=2).max()), problem.swept())
+
+
+def test_beyond_a_limit_lambda_is_lowered_for_that_step_and_environment() -> None:
+    """Â_t = δ_t + γ λ c_{t+1} Â_{t+1}: the closed form with every step's own c."""
+    problem = Problem(terminated={0: 2}, truncated={1: 3})
+    limit = float(np.median(np.linalg.norm(problem.swept(), axis=2)))
+    found = limited(problem, limit)
+    share = np.minimum(1.0, limit / np.linalg.norm(found, axis=2))
+    assert (share < 1).any() and (share == 1).any()
+    np.testing.assert_allclose(found, problem.closed_form(share), rtol=1e-10, atol=1e-10)
+
+
+def test_with_a_limit_what_is_not_finite_goes_no_further_back() -> None:
+    problem = Problem()
+    gradients = problem.step_gradients()
+    gradients[4].blocks["state_state"] = gradients[4].blocks["state_state"].clone()
+    gradients[4].blocks["state_action"] = gradients[4].blocks["state_action"].clone()
+    gradients[4].blocks["state_action"][1] = np.inf
+    std = th.ones(STEPS, N_ENVS, ACTION, dtype=th.float64)
+    found = problem.swept(gradients, limit=Limit(std, 1e9))
+    finite = np.isfinite(found).all(2)
+    assert not finite[4, 1] and finite.sum() == STEPS * N_ENVS - 1
+    share = np.ones((STEPS, N_ENVS))
+    share[4, 1] = 0
+    expected = problem.closed_form(share)
+    np.testing.assert_allclose(found[finite], expected[finite], rtol=1e-10, atol=1e-10)

@@ -14,12 +14,12 @@ from sb3_gippo.gippo.alpha_step import (
     MAX_LOG_RATIO,
     AlphaStep,
     Diagnostics,
-    agreement,
     diagnose,
     log_prob,
     virtual_log_prob,
 )
 from sb3_gippo.gippo.published import PublishedController, PublishedSettings, PublishedStep
+from sb3_gippo.gippo.signal import Signal
 from sb3_gippo.gippo.trust_region import AgreementController, TrustRegionSettings, TrustRegionStep
 from sb3_gippo.on_policy.actor import Actor
 from tests.helpers import small
@@ -76,46 +76,10 @@ def test_an_alpha_policy_without_density_leaves_the_old_one() -> None:
     assert found.tolist() == [1.0, 1.0, 1.0, 1.0]
 
 
-def test_agreement_is_1_for_the_gradients_of_a_linear_advantage() -> None:
-    noise = normal(50, 3)
-    whitened = th.tensor([[0.5, -2.0, 1.0]], dtype=th.float64).expand(50, 3)
-    advantages = (whitened * noise).sum(1) + 7.0
-    slope, error = agreement(advantages, noise, whitened)
-    assert slope == pytest.approx(1.0) and error == pytest.approx(0.0, abs=1e-9)
-    assert agreement(advantages, noise, -whitened)[0] == pytest.approx(-1.0)
-    assert agreement(advantages, noise, 4 * whitened)[0] == pytest.approx(0.25)
-
-
-def test_agreement_is_a_half_at_the_optimum_of_a_quadratic_advantage() -> None:
-    noise = normal(50, 2)
-    curvature = th.tensor([3.0, 0.5], dtype=th.float64)
-    # Â = -½ Σ k (σ ε)² and σ g = -k σ² ε
-    assert agreement(-0.5 * (curvature * noise.square()).sum(1), noise, -curvature * noise)[0] == pytest.approx(0.5)
-
-
-def test_agreement_of_gradients_that_belong_to_other_samples_is_noise_of_the_stated_size() -> None:
-    found = []
-    for seed in range(200):
-        advantages, noise, whitened = (
-            normal(64, seed=3 * seed),
-            normal(64, 2, seed=3 * seed + 1),
-            normal(64, 2, seed=3 * seed + 2),
-        )
-        found.append(agreement(advantages, noise, whitened))
-    scores = np.array([slope / error for slope, error in found])
-    assert abs(scores.mean()) < 0.25 and scores.std() == pytest.approx(1.0, abs=0.15)
-
-
-def test_agreement_of_vanishing_gradients_is_not_a_number() -> None:
-    slope, error = agreement(normal(9), normal(9, 2), th.zeros(9, 2, dtype=th.float64))
-    assert math.isnan(slope) and not math.isfinite(error)
-
-
 def judged(advantages: list[float], log_ratios: list[float], stds: th.Tensor, new_stds: th.Tensor) -> Diagnostics:
-    noise = normal(len(advantages), 2).float()
     return diagnose(
         advantages=th.tensor(advantages),
-        agreed=agreement(th.tensor(advantages), noise, noise),
+        signal=Signal(th.zeros(1, 2), 0.0, 0.0, 0.0, 0.5, 0.25),
         log_probs=(th.zeros(len(log_ratios)), th.tensor(log_ratios)),
         stds=(stds, new_stds),
         clip_range=0.2,

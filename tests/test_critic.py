@@ -133,7 +133,7 @@ def test_a_ppo_step_that_moves_shared_features_stays_in_the_trust_region_and_is_
             kls.append((0.5 * ((new[0] - old[0]) / old[1]).square().sum(1).mean()).item())
             own.append((self.policy.action_net.weight - before).abs().max().item())
 
-    kwargs: dict[str, Any] = {"alpha_kwargs": {"kl": 0.02, "skip_contradicted": True, "bias_z": 0.0}, "learning_rate": 0.03}
+    kwargs: dict[str, Any] = {"alpha_kwargs": {"kl": 0.02}, "learning_rate": 0.03}
     model = Watched(
         "MlpPolicy",
         cartpole(),
@@ -173,7 +173,7 @@ def test_the_critics_rate_is_a_schedule_of_its_own(algorithm: Any) -> None:
 
 def test_the_memory_holds_the_last_windows() -> None:
     policy = small().policy
-    fit = CriticFit(policy, Actor(policy).critic, CriticSettings(n_windows=2, batch_size=4), 1.0)
+    fit = CriticFit(policy, Actor(policy).critic, CriticSettings(n_windows=2, batch_size=4))
     for window in range(3):
         fit.fit(th.full((3, 5), float(window)), th.full((3,), float(window)), 1, 1.0)
     observations, returns = fit.memory.tensors(th.device("cpu"))

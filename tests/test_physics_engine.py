@@ -288,6 +288,15 @@ def test_what_is_not_carried_is_refused_with_cause_and_fix(part: str, tmp_path: 
     Robot(str(file))
 
 
+def test_models_are_read_without_a_word_and_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    handler = mujoco.get_mju_user_warning()
+    mjcf.load("half_cheetah.xml")
+    assert capfd.readouterr() == ("", "") and not list(tmp_path.iterdir()) and mujoco.get_mju_user_warning() is handler
+
+
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(ValueError, match=r"^There is no model 'nowhere.xml': give the path of an MJCF file, or"):
         Robot("nowhere.xml")

@@ -156,6 +156,46 @@ def test_batched_is_looped(robot: type[Robot]) -> None:
             assert th.equal(one[0], all_[k])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_robot_goes_its_way_whoever_is_computed_beside_it(dtype: str) -> None:
+    core = Hopper(dtype=dtype)
+    state = in_contact(core, 13)
+    action = th.rand(13, 3, generator=th.Generator().manual_seed(0), dtype=state.dtype)
+
+    def outcome(indices: list[int]) -> th.Tensor:
+        x, u = state[indices].requires_grad_(), action[indices].requires_grad_()
+        after, reward, _ = core.step(x, u)
+        return th.cat([after.detach(), *th.autograd.grad((after.square().sum(1) + reward).sum(), (x, u))], dim=1)
+
+    together = outcome(list(range(13)))
+    for few in (1, 3, 8, 9):
+        assert th.equal(outcome(list(range(13 - few, 13))), together[-few:]), few
+    lost = state.clone()
+    lost[4] = math.nan
+    alone = core.step(lost, action)[0]
+    assert alone[4].isnan().all() and th.equal(alone[:4], together[:4, :12]) and th.equal(alone[5:], together[5:, :12])
+
+
+def test_steps_without_gradients_are_those_with() -> None:
+    core = Ant()
+    state, action = core.initial_state(3, th.Generator().manual_seed(0)), th.full((3, 8), 0.4)
+    for _ in range(40):
+        with_gradients = core.step(state, action.clone().requires_grad_())
+        state, *rest = core.step(state, action)
+        assert all(th.equal(one, other) for one, other in zip(with_gradients, (state, *rest)))
+
+
+def test_a_constant_changed_between_steps_counts_from_then_on() -> None:
+    core = Hopper(dtype="float64")
+    state, action = core.initial_state(1, th.Generator().manual_seed(0)), th.zeros(1, 3, dtype=th.float64)
+    before = core.step(state, action)[0]
+    core.gravity = 3.7
+    changed = core.step(state, action)[0]
+    assert not th.equal(changed, before) and th.equal(changed, Hopper(dtype="float64", gravity=3.7).step(state, action)[0])
+    core.gravity = 9.81
+    assert th.equal(core.step(state, action)[0], before)
+
+
 @every_robot
 def test_random_actions_and_full_ones_leave_all_numbers_finite(robot: type[Robot]) -> None:
     name = robot.__name__
@@ -343,7 +383,7 @@ def test_pictures_show_the_robot_where_it_is() -> None:
         env.unwrapped.set_state(np.array([5.0, z, *np.zeros(10)]))  # type: ignore[attr-defined]
         pictures[name] = np.asarray(env.render())
         assert pictures[name].shape == (360, 480, 3) and pictures[name].dtype == np.uint8
-    limbs = {name: np.argwhere((picture == (202, 152, 101)).all(2)) for name, picture in pictures.items()}
+    limbs = {name: np.argwhere((picture == (204, 153, 102)).all(2)) for name, picture in pictures.items()}
     assert all(len(pixels) > 500 for pixels in limbs.values())
     assert all(abs(pixels[:, 1].mean() - 240) < 30 for pixels in limbs.values()), "the camera follows"
     ground = {name: np.argwhere((picture == (225, 225, 220)).all(2))[:, 0].min() for name, picture in pictures.items()}
@@ -353,3 +393,20 @@ def test_pictures_show_the_robot_where_it_is() -> None:
         other.reset(seed=0)
         frames = other.render()
         assert frames is not None and len(np.unique(np.asarray(frames[0]).reshape(-1, 3), axis=0)) > 5
+
+
+def test_pictures_have_the_files_colors_and_what_stands_still() -> None:
+    left_leg = pixels(Walker2d(), 18, (178, 76, 153))
+    assert len(left_leg) > 300 and len(pixels(Walker2d(), 18, (204, 153, 102))) > 300
+    pendulum = Robot("inverted_double_pendulum.xml")
+    rail = pixels(pendulum, 6, (76, 76, 178))
+    moved = pixels(pendulum, 6, (76, 76, 178), x=0.5)
+    assert np.ptp(rail[:, 1]) > 250 and np.ptp(rail[:, 0]) < 15, "two metres, at the same height"
+    assert rail[:, 1].min() - moved[:, 1].min() > 50, "the camera follows the cart"
+
+
+def pixels(core: Robot, size: int, color: tuple[int, int, int], x: float = 0.0) -> np.ndarray:
+    """:return: where the robot's picture has this color, (rows, columns) (n, 2)"""
+    state = th.zeros(size)
+    state[0] = x
+    return np.argwhere((np.abs(core.render(state).astype(int) - color) <= 1).all(2))

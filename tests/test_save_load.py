@@ -80,7 +80,7 @@ def test_predicting_needs_no_environment_but_learning_says_it_does(tmp_path: Pat
     "kwargs",
     [
         {"learning_rate": 1e-4, "n_epochs": 3},
-        {"alpha_kwargs": {"kl": 0.5, "n_iterations": 2}, "max_action_grad_norm": 1.0},
+        {"alpha_kwargs": {"kl": 0.5, "n_iterations": 2}},
         {"critic_steps": 2, "critic_kwargs": {"n_windows": 3}},
     ],
 )

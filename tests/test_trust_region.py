@@ -10,13 +10,12 @@ import torch as th
 from torch.distributions import Independent, Normal, kl_divergence
 
 from sb3_gippo import GIPPO, make_vec_env
+from sb3_gippo.gippo.alpha_step import Spent
 from sb3_gippo.gippo.trust_region import (
     ARRIVED,
-    ROW_LIMIT,
     AdaptiveRate,
     TrustRegionSettings,
     TrustRegionStep,
-    explained_power,
     kl_parts,
     natural_displacement,
     std_freedom,
@@ -42,14 +41,11 @@ def test_moving_mean_or_sigma_alone_the_parts_are_the_kl_divergence() -> None:
     assert [part.item() for part in kl_parts((mean, std), (mean, std))] == [0.0, 0.0]
 
 
-def test_the_displacement_has_the_kl_divergence_it_should_and_no_row_is_long() -> None:
+def test_the_displacement_has_the_kl_divergence_it_should() -> None:
     whitened = normal(200, 2)
-    whitened[0] *= 100
     displacement = natural_displacement(whitened, kl=0.3)
     assert 0.5 * displacement.square().sum(1).mean().item() == pytest.approx(0.3)
-    scale = displacement[1, 0] / whitened[1, 0]
-    assert th.allclose(displacement[1:], scale * whitened[1:])
-    assert th.allclose(displacement[0].norm(), scale * ROW_LIMIT * whitened.norm(dim=1).mean())
+    assert th.allclose(displacement, displacement[0, 0] / whitened[0, 0] * whitened)
     assert not natural_displacement(th.zeros(4, 2), kl=0.3).any()
 
 
@@ -59,52 +55,32 @@ def test_a_rate_follows_its_budget() -> None:
     assert rate.scale == pytest.approx(1 / 1.5)
     rate.update(1.0, 1.0)
     assert rate.scale == pytest.approx(1 / 1.5)
-    for _ in range(10):
+    for _ in range(40):
         rate.update(0.1, 1.0)
-    assert rate.scale == 1.0
+    assert rate.scale == AdaptiveRate.MAX_SCALE
     rate.update(math.nan, 1.0)
-    assert rate.scale < 1.0
-
-
-def test_what_features_explain_of_noise_counts_for_nothing() -> None:
-    n, p = 400, 20
-    features, noise = normal(n, p), normal(n, 3, seed=1)
-    raw = (noise - noise.mean(0)).square().sum(1).mean().item()
-    chance = [explained_power(features, normal(n, 3, seed=seed)) / raw for seed in range(2, 40)]
-    assert sum(chance) / len(chance) < 0.03  # without the correction (p + 1) / n = 0.05
-    signal = features @ normal(p, 3, seed=50) + 1.0
-    assert explained_power(features, signal) == pytest.approx(signal.square().sum(1).mean().item(), rel=1e-6)
-    assert explained_power(features, signal + noise) == pytest.approx(signal.square().sum(1).mean().item(), rel=0.1)
-
-
-def test_a_constant_observation_is_no_special_case() -> None:
-    features = th.ones(64, 32, dtype=th.float64)
-    assert explained_power(features, th.full((64, 1), 2.0, dtype=th.float64)) == pytest.approx(4.0)
+    assert rate.scale < AdaptiveRate.MAX_SCALE
 
 
 @pytest.mark.parametrize("distance, expected", [(0.0, 1.0), (0.9 * ARRIVED, 1.0), (1.5 * ARRIVED, 0.5), (3 * ARRIVED, 0.0)])
 def test_sigma_is_free_as_far_as_the_mean_has_arrived(distance: float, expected: float) -> None:
-    """The whitened gradient of a quadratic with curvature -2 whose optimum is ``distance`` σ away."""
-    noise = normal(20_000, 1)
-    noise = (noise - noise.mean()) / noise.std(unbiased=False)
-    assert std_freedom(th.ones(20_000, 1, dtype=th.float64), noise, -2.0 * (noise + distance)) == pytest.approx(
-        expected, abs=0.02
-    )
+    assert std_freedom(distance) == pytest.approx(expected)
+    assert std_freedom(math.inf) == 0
 
 
 def test_gradients_that_are_not_trusted_hold_nothing() -> None:
-    step = TrustRegionStep(Actor(small().policy), 1.0, TrustRegionSettings(kl=1.0, std_kl=0.1, ppo_share=0.2), 1.0)
+    step = TrustRegionStep(Actor(small().policy), 1.0, TrustRegionSettings(kl=1.0, std_kl=0.1), 1.0)
     step.std_freedom = 0.0
     assert step.trusted_std_freedom(spent=0.0) == 1.0 and step.trusted_std_freedom(spent=1.0) == 0.0
-    assert step.ppo_budgets(spent=0.0, progress_remaining=1.0) == (1.0, 0.1)
-    assert step.ppo_budgets(spent=1.0, progress_remaining=1.0) == (0.2, 0.0)
+    assert step.ppo_budgets(Spent(0.0, 0.0), progress_remaining=1.0) == (1.0, 0.1)
+    assert step.ppo_budgets(Spent(1.0, 1.0), progress_remaining=1.0) == (step.PPO_SHARE, 0.0)
+    step.std_freedom = 1.0
+    assert step.ppo_budgets(Spent(0.25, 0.5), progress_remaining=1.0) == (0.75, 0.05)
 
 
 @pytest.mark.parametrize("state_dependent_std", [False, True])
-@pytest.mark.parametrize(
-    "env_id, ppo_share", [("CartPoleSwingUp-v0", 0.05), ("CartPoleSwingUp-v0", 1.0), ("DeJongContext-v0", 0.05)]
-)
-def test_no_iteration_leaves_the_trust_region(env_id: str, ppo_share: float, state_dependent_std: bool) -> None:
+@pytest.mark.parametrize("env_id", ["CartPoleSwingUp-v0", "DeJongContext-v0"])
+def test_no_iteration_leaves_the_trust_region(env_id: str, state_dependent_std: bool) -> None:
     """However large the rates: α-step and PPO step together, on the batch they were made from."""
     made: list[tuple[float, float]] = []
 
@@ -126,13 +102,13 @@ def test_no_iteration_leaves_the_trust_region(env_id: str, ppo_share: float, sta
         8,
         32,
         alpha=1.0,
-        alpha_kwargs={"learning_rate": 0.3, "ppo_share": ppo_share},
+        alpha_kwargs={"learning_rate": 0.3, "kl": 0.1, "std_kl": 0.01},
         policy_kwargs=kwargs,
         seed=0,
         device="cpu",
     )
     model.learn(10 * 8 * 16)
-    # The two steps have a budget each, and their lengths add up at the most.
+    # The lengths of the two steps add up at the most: a share s and what it leaves make (√s + √(1 - s))² ≤ 2 budgets.
     mean, std = (max(part) for part in zip(*made))
-    assert 0.01 < mean < 0.1 * (1 + math.sqrt(ppo_share)) ** 2 * 1.1
-    assert std < 0.01 * (1 + math.sqrt(ppo_share)) ** 2 * 1.1
+    assert 0.01 < mean < 2 * 0.1 * 1.1
+    assert std < 2 * 0.01 * 1.1

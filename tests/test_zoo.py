@@ -192,8 +192,8 @@ def test_studies_tune_our_hyperparameters_in_a_shared_database(tmp_path: Path) -
     assert database.execute("SELECT state FROM trials").fetchall() == [("COMPLETE",)] * 2
     drawn = dict(database.execute("SELECT param_name, param_value FROM trial_params WHERE trial_id = 1"))
     database.close()
-    ours = {"alpha", "alpha_iterations", "alpha_learning_rate", "alpha_kl", "std_kl", "skip_contradicted"}
-    assert {*ours, "ppo_share", "squash_actions", "layer_norm"} <= drawn.keys()
+    ours = {"alpha", "alpha_iterations", "alpha_learning_rate", "alpha_kl", "std_kl"}
+    assert {*ours, "squash_actions", "layer_norm"} <= drawn.keys()
     (config,) = tmp_path.glob("logs/gippo/*/DeJong-v0/config.yml")
     trained = yaml.load(config.read_text(), yaml.UnsafeLoader)
     assert trained["alpha"] == drawn["alpha"] and trained["n_steps"] == 2 ** drawn["n_steps_pow"] <= 128

@@ -44,9 +44,7 @@ SEARCH: dict[str, Callable[[optuna.Trial], Any]] = {
     "alpha_iterations": lambda trial: trial.suggest_int("alpha_iterations", 1, 16, log=True),
     "alpha_learning_rate": lambda trial: trial.suggest_float("alpha_learning_rate", 1e-3, 1e-1, log=True),
     "alpha_kl": lambda trial: trial.suggest_float("alpha_kl", 1e-2, 3.0, log=True),
-    "std_kl": lambda trial: trial.suggest_float("std_kl", 1e-4, 0.1, log=True),
-    "ppo_share": lambda trial: trial.suggest_categorical("ppo_share", [0.05, 1.0]),
-    "skip_contradicted": lambda trial: trial.suggest_categorical("skip_contradicted", [False, True]),
+    "std_kl": lambda trial: trial.suggest_float("std_kl", 1e-4, 1.0, log=True),
     "max_action_grad_norm": lambda trial: trial.suggest_categorical("max_action_grad_norm", [None, 0.2, 1.0]),
     "action_gradient_lambda": lambda trial: trial.suggest_float("action_gradient_lambda", 0.3, 1.0),
     "critic_steps": lambda trial: trial.suggest_categorical("critic_steps", [0, 16, 64]),
@@ -58,8 +56,6 @@ INSIDE: dict[str, tuple[str, str]] = {
     "alpha_learning_rate": ("alpha_kwargs", "learning_rate"),
     "alpha_kl": ("alpha_kwargs", "kl"),
     "std_kl": ("alpha_kwargs", "std_kl"),
-    "ppo_share": ("alpha_kwargs", "ppo_share"),
-    "skip_contradicted": ("alpha_kwargs", "skip_contradicted"),
     "critic_windows": ("critic_kwargs", "n_windows"),
 }
 """the argument, and the key in it, of those among them that are no arguments themselves"""

@@ -12,6 +12,7 @@ import torch as th
 from torch import nn
 
 from sb3_gippo.common.optimizers import load_state
+from sb3_gippo.gippo.signal import Signal
 from sb3_gippo.on_policy.actor import Actor
 from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientBatch
@@ -37,7 +38,7 @@ class Diagnostics:
     :param improvement_z: that mean in units of its standard error
     :param gain: ΣÂ·(ρ - 1), the advantages as they are
     :param out_of_range_ratio: share of samples with ρ outside [1 - clip_range, 1 + clip_range]
-    :param agreement: slope of the advantages over what the action gradients predict of them, see :func:`agreement`
+    :param agreement: how far the advantages agree with the gradients, see :class:`~sb3_gippo.gippo.signal.Signal`
     :param agreement_error: its standard error
     """
 
@@ -52,13 +53,19 @@ class Diagnostics:
     agreement_error: float
 
 
+class Spent(NamedTuple):
+    """Shares of an iteration's KL budgets that its α-step has used up, 0 to 1; 0 where nothing was moved."""
+
+    mean: float = 0.0
+    std: float = 0.0
+
+
 class Made(NamedTuple):
     """What an α-step did."""
 
     loss_ratio: float | None
     """the fit's final loss over its initial one, 1 if no step was wanted; ``None`` if it failed and was undone"""
-    spent: float
-    """share of the iteration's KL budgets that it has used up, 0 to 1; 0 where nothing was moved"""
+    spent: Spent
 
 
 class AlphaController(ABC):
@@ -89,6 +96,8 @@ class AlphaStep(ABC):
 
     Settings: ClassVar[type]
     """the dataclass of what ``alpha_kwargs`` may hold"""
+    limits_gradients: ClassVar[bool]
+    """whether the sweep is to shorten what claims too much, see :func:`~sb3_gippo.rollout.adjoint.action_gradients`"""
     controller: AlphaController
     optimizer: th.optim.Optimizer | None
 
@@ -105,16 +114,13 @@ class AlphaStep(ABC):
         return self.controller.alpha
 
     @abstractmethod
-    def make(
-        self, batch: GradientBatch, old: Gaussian, features: th.Tensor, agreed: tuple[float, float], progress_remaining: float
-    ) -> Made:
+    def make(self, batch: GradientBatch, old: Gaussian, signal: Signal, progress_remaining: float) -> Made:
         """
         Move the policy. A step that fails is undone.
 
         :param batch: the window
         :param old: the policy as it is, on the batch
-        :param features: what the mean's last layer receives (n, p)
-        :param agreed: the batch's :func:`agreement`
+        :param signal: what the batch's gradients say
         :param progress_remaining: from 1 to 0
         :return: what was done
         """
@@ -147,7 +153,7 @@ class AlphaStep(ABC):
         train(self.ppo_scales(), None)
 
     def bound_ppo_step(  # noqa: B027 (not every solver bounds it)
-        self, batch: GradientBatch, start: Gaussian, before: list[list[th.Tensor]], spent: float, progress_remaining: float
+        self, batch: GradientBatch, start: Gaussian, before: list[list[th.Tensor]], spent: Spent, progress_remaining: float
     ) -> None:
         """
         Take the PPO step back into what the α-step has left of the iteration's budgets.
@@ -198,34 +204,9 @@ def virtual_log_prob(old: th.Tensor, alpha: th.Tensor) -> th.Tensor:
     return th.where(virtual.isfinite(), virtual, old)
 
 
-def in_double(tensor: th.Tensor) -> th.Tensor:
-    """:return: a copy in float64 on the CPU: not every device has float64"""
-    return tensor.detach().cpu().double()
-
-
-def agreement(advantages: th.Tensor, noise: th.Tensor, whitened: th.Tensor) -> tuple[float, float]:
-    """
-    How far the action gradients predict the advantages: to first order a sample's own noise moves its own advantage by
-    p = (σ g)·ε, so that the regression of Â on p over the batch has slope 1. Gradients that are noise, belong to other
-    samples or have the wrong sign have slopes of 0 or less; a large bias pulls the slope towards 0.
-
-    :param advantages: Â (n,)
-    :param noise: ε (n, action_dim)
-    :param whitened: σ g (n, action_dim)
-    :return: the slope and its standard error; not a number where there is nothing to predict
-    """
-    predicted = in_double((whitened * noise).sum(1))
-    predicted = predicted - predicted.mean()
-    centred = in_double(advantages - advantages.mean())
-    power = predicted.square().sum()
-    slope = (predicted * centred).sum() / power
-    error = ((centred - slope * predicted).square().mean() / power).sqrt()
-    return slope.item(), error.item()
-
-
 def diagnose(
     advantages: th.Tensor,
-    agreed: tuple[float, float],
+    signal: Signal,
     log_probs: tuple[th.Tensor, th.Tensor],
     stds: tuple[th.Tensor, th.Tensor],
     clip_range: float,
@@ -236,7 +217,7 @@ def diagnose(
     The advantages are centred, but for the ``gain``: E[ρ - 1] = 0 makes that free, and less noisy.
 
     :param advantages: Â (n,)
-    :param agreed: the batch's :func:`agreement`
+    :param signal: what the batch's gradients say
     :param log_probs: log π̄ and log π_α (n,)
     :param stds: σ̄ and σ_α (n, action_dim)
     :param clip_range: PPO's
@@ -254,5 +235,6 @@ def diagnose(
         improvement / standard_error if standard_error > 0 else 0.0,
         (advantages * (ratio - 1)).sum().item(),
         ((ratio - 1).abs() > clip_range).float().mean().item(),
-        *agreed,
+        signal.agreement,
+        signal.agreement_error,
     )

@@ -15,9 +15,10 @@ from torch import nn
 
 from sb3_gippo.common.hyperparameters import check_number, settings_from
 from sb3_gippo.common.optimizers import copies, guarded_steps
-from sb3_gippo.gippo.alpha_step import AlphaStep, Diagnostics, Made, agreement, diagnose, log_prob
+from sb3_gippo.gippo.alpha_step import AlphaStep, Diagnostics, Made, Spent, diagnose, log_prob
 from sb3_gippo.gippo.distance import distance_from
 from sb3_gippo.gippo.published import PublishedStep
+from sb3_gippo.gippo.signal import Signal, read_signal
 from sb3_gippo.gippo.trust_region import TrustRegionStep
 from sb3_gippo.on_policy.gradient_ppo import GradientPPO
 from sb3_gippo.rollout.action_gradients import Gaussian
@@ -80,8 +81,8 @@ class GIPPO(GradientPPO):
         :class:`~sb3_gippo.gippo.trust_region.TrustRegionSettings` and
         :class:`~sb3_gippo.gippo.published.PublishedSettings`
     :param action_gradient_lambda: λ of the advantage whose gradient is used; ``None`` for ``gae_lambda``
-    :param max_action_grad_norm: Longer rows of dÂ/da are scaled down to this norm; ``None`` for no limit
-    :param critic_steps: Minibatch steps that fit the critic after each PPO update, beside its value loss
+    :param critic_steps: Minibatch steps that fit the critic after each PPO update, in the place of its value loss (beside it
+        where actor and critic share features); 0 for the value loss alone. Windows without gradients are PPO's
     :param critic_kwargs: Settings of these steps that differ from their defaults, see
         :class:`~sb3_gippo.on_policy.critic.CriticSettings`
     :param target_critic_tau: Advantages and their gradients take their values from a copy of the critic that follows it by
@@ -120,8 +121,7 @@ class GIPPO(GradientPPO):
         alpha_solver: str = "trust_region",
         alpha_kwargs: dict[str, Any] | None = None,
         action_gradient_lambda: float | None = None,
-        max_action_grad_norm: float | None = None,
-        critic_steps: int = 0,
+        critic_steps: int = 64,
         critic_kwargs: dict[str, Any] | None = None,
         target_critic_tau: float | None = None,
         _init_setup_model: bool = True,
@@ -158,7 +158,6 @@ class GIPPO(GradientPPO):
         self.alpha_solver = alpha_solver
         self.alpha_kwargs = alpha_kwargs
         self.action_gradient_lambda = action_gradient_lambda
-        self.max_action_grad_norm = max_action_grad_norm
         self.critic_steps = critic_steps
         self.critic_kwargs = critic_kwargs
         self.target_critic_tau = target_critic_tau
@@ -209,6 +208,9 @@ class GIPPO(GradientPPO):
     def _wants_gradients(self) -> bool:
         return self.alpha > 0
 
+    def _limits_gradients(self) -> bool:
+        return ALPHA_SOLVERS[self.alpha_solver].limits_gradients
+
     def train(self) -> None:
         """Move the policy towards the α-policy, then make PPO's update against the virtual policy."""
         if not self._has_channel:
@@ -232,36 +234,36 @@ class GIPPO(GradientPPO):
         self.logger.record("train/alpha", self.alpha_step.alpha)
         self.logger.record("train/alpha_decision", self.alpha_step.no_gradients())
         with guarded_steps(self.policy.optimizer):
-            super().train()
+            self._train_ppo()
         self._fit_critic(batch)
 
-    def _make_alpha_step(self, batch: GradientBatch, old: Gaussian, features: th.Tensor) -> tuple[Gaussian, float]:
+    def _make_alpha_step(self, batch: GradientBatch, old: Gaussian, features: th.Tensor) -> tuple[Gaussian, Spent]:
         """
         Fit the α-policy, judge it, move α, and put log π_h where PPO looks for the old policy's log-probabilities.
 
-        :return: the policy as it is then, on the batch, and the share of the KL budgets that is spent
+        :return: the policy as it is then, on the batch, and the shares of the KL budgets that are spent
         """
         step, buffer = self.alpha_step, self.rollout_buffer
         assert step is not None and self.actor is not None
         alpha, remaining = step.alpha, self._current_progress_remaining
-        agreed = agreement(batch.advantages, batch.noise, old[1] * batch.action_gradients)
-        made = step.make(batch, old, features, agreed, remaining)
+        signal = read_signal(features, batch.noise, old[1] * batch.action_gradients, batch.advantages)
+        made = step.make(batch, old, signal, remaining)
         diagnostics, new = None, old
         if made.loss_ratio is not None:
             with th.no_grad():
                 new = self.actor.gaussian(batch.observations)
             log_probs = log_prob(batch.actions, *old), log_prob(batch.actions, *new)
             clip_range: Any = self.clip_range
-            diagnostics = diagnose(batch.advantages, agreed, log_probs, (old[1], new[1]), clip_range(remaining))
+            diagnostics = diagnose(batch.advantages, signal, log_probs, (old[1], new[1]), clip_range(remaining))
             n_steps, n_envs = buffer.log_probs.shape
             # gradient_batch has the environments first.
             virtual = step.virtual_log_prob(*log_probs).reshape(n_envs, n_steps).T
             buffer.log_probs = virtual.cpu().numpy().astype(np.float32)
         decision = step.controller.update(diagnostics)
-        self._log_alpha_step(alpha, made, decision, diagnostics)
+        self._log_alpha_step(alpha, signal, made, decision, diagnostics)
         return new, made.spent
 
-    def _ppo_step(self, batch: GradientBatch, start: Gaussian, spent: float) -> None:
+    def _ppo_step(self, batch: GradientBatch, start: Gaussian, spent: Spent) -> None:
         """PPO's update, held within what the α-step left; minibatches whose gradient is not finite are left out."""
         step, actor = self.alpha_step, self.actor
         assert step is not None and actor is not None
@@ -270,7 +272,7 @@ class GIPPO(GradientPPO):
 
         def train(scales: Sequence[tuple[Sequence[nn.Parameter], float]], losses: list[float] | None) -> None:
             with guarded_steps(self.policy.optimizer, scales), distance_from(self, start_log_prob, losses):
-                super(GIPPO, self).train()
+                self._train_ppo()
             for name, (_, scale) in zip(("mean", "std"), scales):
                 self.logger.record(f"train/learning_rate_{name}", scale * self.policy.optimizer.param_groups[0]["lr"])
 
@@ -281,10 +283,15 @@ class GIPPO(GradientPPO):
         for key, value in step.log.items():
             self.logger.record(key, value)
 
-    def _log_alpha_step(self, alpha: float, made: Made, decision: str, diagnostics: Diagnostics | None) -> None:
+    def _log_alpha_step(
+        self, alpha: float, signal: Signal, made: Made, decision: str, diagnostics: Diagnostics | None
+    ) -> None:
         self.logger.record("train/alpha", alpha)
+        self.logger.record("train/gradient_agreement", signal.agreement)
+        self.logger.record("train/gradient_trust_mean", signal.mean_trust)
+        self.logger.record("train/gradient_trust_std", signal.std_trust)
         self.logger.record("train/alpha_loss_ratio", 1.0 if made.loss_ratio is None else made.loss_ratio)
-        self.logger.record("train/alpha_spent", made.spent)
+        self.logger.record("train/alpha_spent", made.spent.mean)
         self.logger.record("train/alpha_decision", decision)
         if diagnostics is not None:
             self.logger.record("train/std_ratio_min", diagnostics.std_ratio_min)
@@ -293,7 +300,6 @@ class GIPPO(GradientPPO):
             self.logger.record("train/alpha_improvement", diagnostics.improvement)
             self.logger.record("train/alpha_improvement_z", diagnostics.improvement_z)
             self.logger.record("train/out_of_range_ratio", diagnostics.out_of_range_ratio)
-            self.logger.record("train/gradient_agreement", diagnostics.agreement)
 
     def learn(
         self: SelfGIPPO,

@@ -14,7 +14,17 @@ from torch import nn
 
 from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule, schedule_of
 from sb3_gippo.common.optimizers import adam, put_back, restore, snapshot, trainable
-from sb3_gippo.gippo.alpha_step import MAX_LOG_RATIO, AlphaController, AlphaStep, Diagnostics, Made, TrainPPO, virtual_log_prob
+from sb3_gippo.gippo.alpha_step import (
+    MAX_LOG_RATIO,
+    AlphaController,
+    AlphaStep,
+    Diagnostics,
+    Made,
+    Spent,
+    TrainPPO,
+    virtual_log_prob,
+)
+from sb3_gippo.gippo.signal import Signal
 from sb3_gippo.gippo.trust_region import kl_parts
 from sb3_gippo.on_policy.actor import Actor
 from sb3_gippo.rollout.action_gradients import Gaussian
@@ -189,6 +199,7 @@ class PublishedStep(AlphaStep):
     """
 
     Settings = PublishedSettings
+    limits_gradients = False
 
     settings: PublishedSettings
     controller: PublishedController
@@ -200,17 +211,15 @@ class PublishedStep(AlphaStep):
         self.optimizer = adam(self.parameters, lr=1e-3, betas=(0.7, 0.95))
         self.rate = schedule_of("alpha_kwargs: learning_rate", settings.learning_rate)
 
-    def make(
-        self, batch: GradientBatch, old: Gaussian, features: th.Tensor, agreed: tuple[float, float], progress_remaining: float
-    ) -> Made:
+    def make(self, batch: GradientBatch, old: Gaussian, signal: Signal, progress_remaining: float) -> Made:
         nominal = self.rate(progress_remaining)
         learning_rate = nominal * self.controller.learning_rate_scale
         self.log = {"train/alpha_learning_rate": learning_rate}
         ratio = self.fit(batch, batch.actions + self.alpha * batch.action_gradients, learning_rate)
         if ratio is None:
             self.controller.lower_learning_rate(nominal)
-            return Made(None, 0.0)
-        return Made(ratio, 1.0)
+            return Made(None, Spent())
+        return Made(ratio, Spent(1.0, 1.0))
 
     def fit(self, batch: GradientBatch, target: th.Tensor, learning_rate: float) -> float | None:
         """

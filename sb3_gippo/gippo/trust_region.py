@@ -13,13 +13,11 @@ from torch import nn
 
 from sb3_gippo.common.hyperparameters import check_integer, check_number, check_schedule, schedule_of
 from sb3_gippo.common.optimizers import adam, copies, restore, snapshot, trainable
-from sb3_gippo.gippo.alpha_step import AlphaController, AlphaStep, Diagnostics, Made, in_double
+from sb3_gippo.gippo.alpha_step import AlphaController, AlphaStep, Diagnostics, Made, Spent
+from sb3_gippo.gippo.signal import Signal, in_double
 from sb3_gippo.on_policy.actor import Actor
 from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientBatch
-
-ROW_LIMIT = 3.0
-"""longest row of the action gradients, in mean rows"""
 
 ARRIVED = 1 / 3
 """distance of a mean from its optimum, in σ, as far as its last layer explains it (the real one is longer: measured, σ is too
@@ -38,22 +36,16 @@ class TrustRegionSettings:
     :param factor: β > 1: α is multiplied or divided by it in every iteration
     :param max_alpha: α is never raised above
     :param bias_z: by how many standard errors the gradients must be seen to agree with the advantages for α to rise
-    :param ppo_share: share of the budgets that is left to the PPO step, however good the gradients. Raise it where actions
-        matter in ways that have no gradient, such as which lane to block
-    :param skip_contradicted: make no α-step in a batch whose advantages contradict its gradients by ``bias_z`` standard
-        errors, whatever α. For problems where good and misleading batches take turns
     :raises AssertionError: for a value that makes no sense
     """
 
-    kl: float | Schedule = 0.1
-    std_kl: float | Schedule = 0.01
+    kl: float | Schedule = 0.3
+    std_kl: float | Schedule = 0.3
     n_iterations: int = 4
     learning_rate: float | Schedule = 1e-2
     factor: float = 1.1
     max_alpha: float = 1.0
     bias_z: float = 1.0
-    ppo_share: float = 0.05
-    skip_contradicted: bool = False
 
     def __post_init__(self) -> None:
         for name in ("kl", "std_kl", "learning_rate"):
@@ -62,17 +54,15 @@ class TrustRegionSettings:
         check_number("alpha_kwargs: factor", self.factor, 1, open_low=True)
         check_number("alpha_kwargs: max_alpha", self.max_alpha, open_low=True)
         check_number("alpha_kwargs: bias_z", self.bias_z)
-        check_number("alpha_kwargs: ppo_share", self.ppo_share, 0, 1)
 
 
 @dataclass
 class AgreementController(AlphaController):
     """
-    Control by agreement: α rises while the action gradients predict the advantages, and falls while they do not.
+    Control by agreement: α rises while the advantages agree that a step along the gradients gains, else it falls.
 
-    The slope of :func:`~sb3_gippo.gippo.alpha_step.agreement` is 1 for exact gradients of a linear advantage, ½ for those of a
-    quadratic one whose optimum is near, 0 for useless gradients and negative for misleading ones. A batch measures it with an
-    error, so it is tracked by a scalar Kalman filter (a random walk with step :attr:`DRIFT`).
+    A batch measures the agreement (:class:`~sb3_gippo.gippo.signal.Signal`) with an error, so it is tracked by a scalar Kalman
+    filter (a random walk with step :attr:`DRIFT`).
 
     :param settings: hyper-parameters
     :param alpha: the present α, the length of the α-step as a share of the trust region's
@@ -82,7 +72,7 @@ class AgreementController(AlphaController):
 
     DRIFT: ClassVar[float] = 0.03
     MIN_SLOPE: ClassVar[float] = 0.1
-    """a smaller one means that the gradients say next to nothing of the advantages"""
+    """with a smaller one a step along the gradients gains next to nothing"""
     MIN_ALPHA: ClassVar[float] = 0.05
     """a smaller α is 0, no α-step at all: even small steps add up where gradients mislead for good; α returns at this value"""
 
@@ -141,12 +131,13 @@ class AdaptiveRate:
     """
     A learning rate that follows a KL budget, as the adaptive schedule of rl_games does.
 
-    :ivar scale: what the nominal rate is multiplied by, at most 1
+    :ivar scale: what the nominal rate is multiplied by
     """
 
     DOWN: ClassVar[float] = 1.5
     UP: ClassVar[float] = 1.2
     MIN_SCALE: ClassVar[float] = 1e-9
+    MAX_SCALE: ClassVar[float] = 100.0
 
     scale: float = field(default=1.0)
 
@@ -158,7 +149,7 @@ class AdaptiveRate:
         if not kl <= 1.5 * budget:  # NaN included
             self.scale = max(self.scale / self.DOWN, self.MIN_SCALE)
         elif kl < budget / 1.5:
-            self.scale = min(self.scale * self.UP, 1.0)
+            self.scale = min(self.scale * self.UP, self.MAX_SCALE)
 
 
 def pull_back(
@@ -213,71 +204,36 @@ def natural_displacement(whitened: th.Tensor, kl: float) -> th.Tensor:
     The α-policy's displacement of each sample's action in units of σ, σ g scaled so that as a shift of the means it would have
     the KL divergence ``kl``: the α-step's length is a distance between policies, whatever the rewards' unit.
 
-    Rows longer than :data:`ROW_LIMIT` times the mean row are shortened to that.
-
     :param whitened: σ g (n, action_dim)
     :param kl: not negative
     :return: (n, action_dim)
     """
-    norm = whitened.norm(dim=1, keepdim=True)
-    limited = whitened * (ROW_LIMIT * norm.mean() / norm.clamp(min=1e-30)).clamp(max=1.0)
-    rms = in_double(limited).square().sum(1).mean().sqrt().item()
-    return limited * (math.sqrt(2 * kl) / rms) if rms > 0 else th.zeros_like(limited)
+    rms = in_double(whitened).square().sum(1).mean().sqrt().item()
+    return whitened * (math.sqrt(2 * kl) / rms) if rms > 0 else th.zeros_like(whitened)
 
 
-def explained_power(features: th.Tensor, targets: th.Tensor) -> float:
-    """
-    Mean square of what a linear regression on the features explains of the targets, less what it would explain of noise
-    (the correction of the adjusted R²).
-
-    :param features: (n, p); a constant is added to them
-    :param targets: (n, d)
-    :return: per row, summed over d; not negative
-    """
-    n, targets = len(features), in_double(targets)
-    design = in_double(th.cat([features, features.new_ones(n, 1)], dim=1))
-    eigenvalues, vectors = th.linalg.eigh(design.T @ design)
-    kept = eigenvalues > 1e-6 * eigenvalues[-1]
-    rank = int(kept.sum())
-    basis = design @ vectors[:, kept] / eigenvalues[kept].sqrt()
-    total = targets.square().sum().item()
-    explained = (basis.T @ targets).square().sum().item()
-    if rank < n:
-        explained -= rank / (n - rank) * (total - explained)
-    return max(0.0, explained / n)
-
-
-def std_freedom(features: th.Tensor, noise: th.Tensor, whitened: th.Tensor) -> float:
+def std_freedom(distance: float) -> float:
     """
     How far σ may follow its gradient: fully while the mean is within :data:`ARRIVED` of its optimum, not at all beyond twice
     that.
 
-    For a quadratic advantage with its optimum at μ* the whitened gradient σ g is c (ε + (μ - μ*)/σ) with the whitened
-    curvature c: its regression on ε gives c, and what the features explain of the rest gives the distance.
-
-    :param features: the actor's last layer (n, p), what the mean can follow
-    :param noise: ε (n, action_dim)
-    :param whitened: σ g (n, action_dim)
+    :param distance: of mean and optimum, in σ
     :return: 2 - distance / :data:`ARRIVED`, between 0 and 1
     """
-    curvature = (whitened * noise).mean(0)
-    power = in_double(curvature).square().sum().item()
-    if not (math.isfinite(power) and power > 0):
-        return 0.0
-    distance = math.sqrt(explained_power(features, whitened - curvature * noise) / power)
     return min(max(2 - distance / ARRIVED, 0.0), 1.0)
 
 
 class TrustRegionStep(AlphaStep):
     """
-    The displacement σ g of each sample's action, in units of σ, is scaled to the KL divergence α² · ``kl``. It is regressed on
-    the noise: log σ takes the slope, in closed form, ½ E[ε · displacement] (½ is the ratio of the Fisher informations of mean
-    and log σ), and the mean what is left without it (for a quadratic advantage free of the noise), by a few steps of an Adam
-    whose moments persist. Both stay within their budgets.
+    The displacement σ g of each sample's action, in units of σ, is scaled to the KL divergence α² f · ``kl``. It is regressed
+    on the noise: log σ takes the slope, in closed form, ½ j E[ε · displacement] (½ is the ratio of the Fisher informations of
+    mean and log σ), and the mean what is left without it (for a quadratic advantage free of the noise), by a few steps of an
+    Adam whose moments persist. Both stay within their budgets. f and j are the shares of signal in what mean and σ follow
+    (:class:`~sb3_gippo.gippo.signal.Signal`): gradients that are mostly noise make a short step.
 
-    A budget is spent once: the α-step takes the share α² of it, and the PPO step what that leaves (at least ``ppo_share``). It
-    is distances that add up, not divergences: where both steps go the same way, their sum has the KL divergence
-    (α + √(1 - α²))² ≤ 2 budgets, where they are orthogonal just the budget.
+    A budget is spent once: the α-step takes the share α² f of it (σ: α² j), and the PPO step what that leaves, at least
+    :attr:`PPO_SHARE`. It is distances that add up, not divergences: where both steps go the same way, their sum has the KL
+    divergence (α + √(1 - α²))² ≤ 2 budgets, where they are orthogonal just the budget.
 
     σ may follow its gradient only as far as the mean has arrived (:func:`std_freedom`): shrinking around a mean that is still
     on its way, it would bound that mean's steps ever more tightly.
@@ -289,7 +245,10 @@ class TrustRegionStep(AlphaStep):
     """
 
     Settings = TrustRegionSettings
+    limits_gradients = True
     MEMORY: ClassVar[float] = 0.8
+    PPO_SHARE: ClassVar[float] = 0.05
+    """of the budgets, left to the PPO step however good the gradients"""
 
     settings: TrustRegionSettings
     controller: AgreementController
@@ -313,36 +272,30 @@ class TrustRegionStep(AlphaStep):
         """:return: :attr:`std_freedom` as far as the gradients that tell it are trusted: 1 where no α-step was made"""
         return 1 - min(math.sqrt(spent), 1.0) * (1 - self.std_freedom)
 
-    def make(
-        self, batch: GradientBatch, old: Gaussian, features: th.Tensor, agreed: tuple[float, float], progress_remaining: float
-    ) -> Made:
-        whitened = old[1] * batch.action_gradients
-        freedom = std_freedom(features, batch.noise, whitened)
-        self.std_freedom = self.MEMORY * self.std_freedom + (1 - self.MEMORY) * freedom
-        slope, error = agreed
-        contradicted = self.settings.skip_contradicted and slope + self.settings.bias_z * error < 0
-        self.log = {"train/std_freedom": self.std_freedom, "train/alpha_contradicted": float(contradicted)}
-        spent = min(self.alpha, 1.0) ** 2
-        budgets = self.budgets(progress_remaining)
-        kl, std_kl = self.alpha**2 * budgets[0], self.alpha**2 * budgets[1]
-        if contradicted or kl == 0 or not trainable([*self.actor.mean, *self.actor.std]):
-            return Made(1.0, 0.0)  # no step; the gradients are judged all the same
-        ratio = self._fit(batch, old, natural_displacement(whitened, kl), (kl, std_kl), progress_remaining)
-        return Made(ratio, 0.0 if ratio is None else spent)
+    def make(self, batch: GradientBatch, old: Gaussian, signal: Signal, progress_remaining: float) -> Made:
+        self.std_freedom = self.MEMORY * self.std_freedom + (1 - self.MEMORY) * std_freedom(signal.distance)
+        self.log = {"train/std_freedom": self.std_freedom}
+        kl, std_kl = self.budgets(progress_remaining)
+        spent = Spent(*(min(self.alpha, 1.0) ** 2 * trust for trust in (signal.mean_trust, signal.std_trust)))
+        kl, std_kl = self.alpha**2 * signal.mean_trust * kl, self.alpha**2 * signal.std_trust * std_kl
+        if kl == 0 or not trainable([*self.actor.mean, *self.actor.std]):
+            return Made(1.0, Spent())  # no step; the gradients are judged all the same
+        ratio = self._fit(batch, old, signal, (kl, std_kl), progress_remaining)
+        return Made(ratio, Spent() if ratio is None else spent)
 
     def _fit(
         self,
         batch: GradientBatch,
         old: Gaussian,
-        displacement: th.Tensor,
+        signal: Signal,
         budgets: tuple[float, float],
         progress_remaining: float,
     ) -> float | None:
         """
-        :param displacement: in units of σ̄ (n, action_dim)
         :param budgets: KL divergence allowed to mean and σ
         :return: the mean's final loss over its initial one; ``None`` if the step was undone because it was not finite
         """
+        displacement = natural_displacement(signal.whitened, budgets[0])
         actor = self.actor
         before_mean, before_std = copies(actor.mean), copies(actor.std)
         slope = (batch.noise * displacement).mean(0)
@@ -351,7 +304,7 @@ class TrustRegionStep(AlphaStep):
             ratio = self._fit_mean(batch, old, displacement - slope * batch.noise, budgets, progress_remaining)
         if ratio is None or actor.log_std is None:
             return ratio
-        shift = 0.5 * slope
+        shift = 0.5 * signal.std_trust * slope
         shift = shift.where(shift > 0, self.trusted_std_freedom(self.alpha**2) * shift)
         squared = shift.square().sum().item()
         shift = shift * min(1.0, math.sqrt(budgets[1] / squared)) if squared > 0 else shift
@@ -408,18 +361,18 @@ class TrustRegionStep(AlphaStep):
         rates = (self.ppo_mean_rate, self.ppo_std_rate)
         return [(group, rate.scale) for group, rate in zip((self.actor.moves_mean, self.actor.moves_std), rates)]
 
-    def ppo_budgets(self, spent: float, progress_remaining: float) -> tuple[float, float]:
+    def ppo_budgets(self, spent: Spent, progress_remaining: float) -> tuple[float, float]:
         """
         :param spent: share of the budgets that the α-step of this iteration has used up
         :param progress_remaining: from 1 to 0
         :return: what the PPO step may use of them, for mean and σ
         """
         kl, std_kl = self.budgets(progress_remaining)
-        share = max(self.settings.ppo_share, 1 - spent)
-        return share * kl, share * self.trusted_std_freedom(spent) ** 2 * std_kl
+        of_mean, of_std = (max(self.PPO_SHARE, 1 - share) for share in spent)
+        return of_mean * kl, of_std * self.trusted_std_freedom(spent.mean) ** 2 * std_kl
 
     def bound_ppo_step(
-        self, batch: GradientBatch, start: Gaussian, before: list[list[th.Tensor]], spent: float, progress_remaining: float
+        self, batch: GradientBatch, start: Gaussian, before: list[list[th.Tensor]], spent: Spent, progress_remaining: float
     ) -> None:
         actor, budgets = self.actor, self.ppo_budgets(spent, progress_remaining)
         groups = [actor.moves_mean, actor.moves_std]

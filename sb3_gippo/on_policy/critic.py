@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class CriticSettings:
     :raises AssertionError: for a value that makes no sense
     """
 
-    n_windows: int = 1
+    n_windows: int = 4
     batch_size: int = 512
     learning_rate: float | Schedule = 1e-3
 
@@ -64,24 +65,31 @@ class CriticMemory:
 
 class CriticFit:
     """
-    Minibatch steps on the squared error of the values, after each update, beside PPO's value loss.
+    Minibatch steps on the squared error of the values after each update, in the place of PPO's value loss (beside it where
+    actor and critic share features).
+
+    Returns come in any unit, and the unit grows while the policy learns. The error is taken in units of the returns' standard
+    deviation, the last layer's rate is multiplied by that, and what a last layer can do at once is done at once, before and
+    after the steps: its values are shrunk where they vary more than the returns, and their mean is made the returns'.
 
     :param policy: whose values are fitted
     :param parameters: what only the value depends on
     :param settings: hyper-parameters
-    :param max_grad_norm: gradient clipping
     """
 
-    def __init__(
-        self, policy: ActorCriticPolicy, parameters: list[nn.Parameter], settings: CriticSettings, max_grad_norm: float
-    ):
+    def __init__(self, policy: ActorCriticPolicy, parameters: list[nn.Parameter], settings: CriticSettings):
         self.policy = policy
         self.parameters = parameters
         self.batch_size = settings.batch_size
         self.rate = schedule_of("critic_kwargs: learning_rate", settings.learning_rate)
-        self.max_grad_norm = max_grad_norm
         self.memory = CriticMemory(settings.n_windows)
         self.optimizer = adam(parameters, eps=1e-5)
+        self.head = last_layer(policy.value_net, trainable(parameters))
+        if self.optimizer is not None and self.head is not None:
+            head = {id(parameter) for parameter in self.head.parameters()}
+            groups = [[p for p in parameters if (id(p) in head) == is_head] for is_head in (False, True)]
+            self.optimizer.param_groups[0]["params"] = groups[0]
+            self.optimizer.add_param_group({"params": groups[1]})
 
     def fit(
         self, observations: th.Tensor, returns: th.Tensor, n_steps: int, progress_remaining: float
@@ -94,35 +102,56 @@ class CriticFit:
         :param returns: (n,)
         :param n_steps: one or more
         :param progress_remaining: from 1 to 0
-        :return: the loss of the last minibatch and the learning rate; ``None`` if there is nothing to train
+        :return: the loss of the last minibatch, the share of the returns' variance that is not explained, and the learning
+            rate; ``None`` if there is nothing to train
         """
         self.memory.add(observations.cpu().numpy(), returns.cpu().numpy())
         if self.optimizer is None or not trainable(self.parameters):
             return None
         learning_rate = self.rate(progress_remaining)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         all_observations, all_returns = self.memory.tensors(self.policy.device)
+        spread = all_returns.std(unbiased=False).item()
+        for group, unit in zip(self.optimizer.param_groups, (1.0, spread)):
+            group["lr"] = learning_rate * unit
         own = {id(parameter) for parameter in self.parameters}
         frozen = [p for p in trainable(list(self.policy.parameters())) if id(p) not in own]
         loss = all_returns.new_zeros(())
+        self._match(all_observations, all_returns, spread)
         try:
             for parameter in frozen:  # shared features are PPO's
                 parameter.requires_grad_(False)
-            for _ in range(n_steps):
+            for _ in range(n_steps if spread > 0 else 0):
                 rows = th.randint(len(all_returns), (self.batch_size,), device=self.policy.device)
                 values = self.policy.predict_values(all_observations[rows]).flatten()
-                loss = (values - all_returns[rows]).square().mean()
+                loss = ((values - all_returns[rows]) / spread).square().mean()
                 self.optimizer.zero_grad()
                 loss.backward()
-                norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-                if norm.isfinite():
+                gradients = [p.grad for p in self.parameters if p.grad is not None]
+                if nn.utils.get_total_norm(gradients).isfinite():
                     self.optimizer.step()
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
         self.optimizer.zero_grad()
+        self._match(all_observations, all_returns, spread)
         return loss.item(), learning_rate
+
+    @th.no_grad()
+    def _match(self, observations: th.Tensor, returns: th.Tensor, spread: float) -> None:
+        """Let the values vary no more than the returns, and have their mean."""
+        if self.head is None:
+            return
+        training = self.policy.training
+        self.policy.set_training_mode(False)  # what counts in training mode counts the steps only
+        values = self.policy.predict_values(observations).flatten()
+        excess = values.std(unbiased=False).item() / spread if spread > 0 else 1.0
+        if math.isfinite(excess) and excess > 1:
+            self.head.weight.div_(excess)
+            values = self.policy.predict_values(observations).flatten()
+        error = (returns - values).mean()
+        if error.isfinite():
+            self.head.bias.add_(error)
+        self.policy.set_training_mode(training)
 
     def state_dict(self) -> dict[str, Any]:
         """:return: what :meth:`load_state_dict` takes, as tensors and numbers"""
@@ -136,6 +165,19 @@ class CriticFit:
         load_state(self.optimizer, state["optimizer"])
         for observations, returns in state["memory"]:
             self.memory.add(observations.cpu().numpy(), returns.cpu().numpy())
+
+
+def last_layer(value_net: nn.Module, parameters: list[nn.Parameter]) -> nn.Linear | None:
+    """
+    :param value_net: the policy's
+    :param parameters: those that may be moved
+    :return: the linear layer with a bias that ends it, if that may be moved
+    """
+    own = {id(parameter) for parameter in parameters}
+    *_, last = value_net.modules()
+    if isinstance(last, nn.Linear) and last.bias is not None and {id(p) for p in last.parameters()} <= own:
+        return last
+    return None
 
 
 class TargetCritic:

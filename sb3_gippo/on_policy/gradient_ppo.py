@@ -50,7 +50,7 @@ class GradientPPO(PPO):
     }
 
     rollout_buffer: RolloutBuffer
-    max_action_grad_norm: float | None
+    max_action_grad_norm: float | None = None
     action_gradient_lambda: float | None
     critic_steps: int
     critic_kwargs: dict[str, Any] | None
@@ -75,6 +75,10 @@ class GradientPPO(PPO):
 
     def _wants_gradients(self) -> bool:
         raise NotImplementedError
+
+    def _limits_gradients(self) -> bool:
+        """:return: whether the sweep shortens action gradients that claim more than the advantages' spread"""
+        return False
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -115,7 +119,7 @@ class GradientPPO(PPO):
         forward passes, and without gradients this is PPO.
         """
         self.actor = Actor(self.policy)
-        self.critic_fit = CriticFit(self.policy, self.actor.critic, self._critic_settings, self.max_grad_norm)
+        self.critic_fit = CriticFit(self.policy, self.actor.critic, self._critic_settings)
         if self.target_critic_tau is not None:
             self.target_critic = TargetCritic(self.policy, [*self.actor.mean, *self.actor.std], self.target_critic_tau)
 
@@ -252,6 +256,7 @@ class GradientPPO(PPO):
             values,
             self.gae_lambda if self.action_gradient_lambda is None else self.action_gradient_lambda,
             self.max_action_grad_norm,
+            self._limits_gradients(),
         )
         self._has_gradients, self._gradient_statistics = found
         if not self._has_gradients:
@@ -286,13 +291,27 @@ class GradientPPO(PPO):
         for key, value in self._gradient_statistics.items():
             self.logger.record(key, value)
 
+    @property
+    def _shares_features(self) -> bool:
+        assert self.actor is not None
+        return len(self.actor.moves_mean) > len(self.actor.mean)
+
+    def _train_ppo(self) -> None:
+        """PPO's update; a critic that has a fit of its own, and nothing in common with the actor, is left to that."""
+        vf_coef = self.vf_coef
+        if self.critic_steps > 0 and not self._shares_features:
+            self.vf_coef = 0.0
+        try:
+            super().train()
+        finally:
+            self.vf_coef = vf_coef
+
     def _fit_critic(self, batch: GradientBatch) -> None:
         """Fit the critic to the returns of the last windows, and let the target critic follow."""
         assert self.critic_fit is not None
         if self.critic_steps > 0:
             # In training mode normalisation layers count, and those that the actor shares would move it.
-            shared = len(self.actor.moves_mean) > len(self.actor.mean)  # type: ignore[union-attr]
-            self.policy.set_training_mode(not shared)
+            self.policy.set_training_mode(not self._shares_features)
             fitted = self.critic_fit.fit(
                 batch.observations, batch.returns, self.critic_steps, self._current_progress_remaining
             )

@@ -8,11 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
-from sb3_gippo.rollout.adjoint import action_gradients
+from sb3_gippo.rollout.adjoint import Limit, action_gradients
 from sb3_gippo.rollout.buffer import GradientRolloutBuffer
 
 Gaussian = tuple[th.Tensor, th.Tensor]
 """mean and standard deviation, (n, action_dim) each"""
+
+
+EXPLODED = 10.0
+"""|σ g| in units of std(Â) from which on a gradient is held to have exploded"""
 
 
 class Found(NamedTuple):
@@ -60,6 +64,7 @@ def fill_action_gradients(
     values: Callable[[th.Tensor], th.Tensor],
     gae_lambda: float,
     max_norm: float | None,
+    limited: bool = False,
 ) -> Found:
     """
     Recover the noise of a window's actions, sweep it, and make the gradients safe: rows that are not finite become zeros.
@@ -69,6 +74,8 @@ def fill_action_gradients(
     :param values: V, observations (n, ...) to (n, 1)
     :param gae_lambda: λ of the advantage that is differentiated
     :param max_norm: longer rows are scaled down to it; ``None`` for no limit
+    :param limited: whether gradients with |σ g| > :data:`EXPLODED` std(Â), which claim far more of one action's noise than all
+        noise together does, are kept from exploding further, see :func:`~sb3_gippo.rollout.adjoint.action_gradients`
     :return: what there was
     """
     device, window = buffer.device, buffer.actions.shape[:2]
@@ -91,6 +98,7 @@ def fill_action_gradients(
             mean, std = gaussian(leaf)
             return vjp(mean + std * noise[t], leaf, action_bar).reshape(len(leaf), -1).to(action_bar)
 
+    limit = Limit(std, EXPLODED * float(buffer.advantages.std())) if limited else None
     gradients = action_gradients(
         buffer.step_gradients,
         tensor(buffer.action_scale),
@@ -102,6 +110,7 @@ def fill_action_gradients(
         th.as_tensor(buffer.continues, device=device),
         buffer.gamma,
         gae_lambda,
+        limit,
     )
     norm = gradients.norm(dim=2, keepdim=True)
     # A norm that overflows is as useless as one of what is not finite.
@@ -110,12 +119,13 @@ def fill_action_gradients(
     if max_norm is not None:
         gradients = gradients * (max_norm / norm.clamp(min=1e-30)).clamp(max=1.0)
     buffer.action_gradients = gradients.cpu().numpy()
-    return Found(
-        bool(finite.any()),
-        {
-            "train/action_grad_norm": norm.mean().item(),
-            "train/action_grad_norm_max": norm.max().item(),
-            "train/action_grad_variance": gradients.var(dim=(0, 1), unbiased=False).sum().item(),
-            "train/nonfinite_grad_fraction": 1.0 - finite.float().mean().item(),
-        },
-    )
+    statistics = {
+        "train/action_grad_norm": norm.mean().item(),
+        "train/action_grad_norm_max": norm.max().item(),
+        "train/action_grad_variance": gradients.var(dim=(0, 1), unbiased=False).sum().item(),
+        "train/nonfinite_grad_fraction": 1.0 - finite.float().mean().item(),
+    }
+    if limit is not None:
+        exploded = (std * gradients).norm(dim=2) > limit.size
+        statistics["train/exploded_grad_fraction"] = exploded.float().mean().item()
+    return Found(bool(finite.any()), statistics)

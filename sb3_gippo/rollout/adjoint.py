@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch as th
 
 from sb3_gippo.rollout.step_gradient import StepGradient
+
+
+class Limit(NamedTuple):
+    """Where gradients are no longer believed: how much one action's noise may be said to change the advantage."""
+
+    std: th.Tensor
+    """σ (T, n_envs, m)"""
+    size: float
+    """L, the longest |σ g| that goes on undiminished, in units of the advantage"""
 
 
 def action_gradients(
@@ -20,6 +30,7 @@ def action_gradients(
     continues: th.Tensor,
     gamma: float,
     gae_lambda: float,
+    limit: Limit | None = None,
 ) -> th.Tensor:
     """
     Sweep the window from its last step to its first.
@@ -33,6 +44,10 @@ def action_gradients(
     The policy stays in the loop: later actions react to earlier ones. Masks are applied by selection, not multiplication:
     what is not finite in one episode never reaches another.
 
+    With a limit L, x̄_t and ō_t are multiplied by c_t = min(1, L / |σ_t g_t|) before they go on: where the dynamics are
+    chaotic, or a contact is hard, the gradient of what comes later explodes, and λ is lowered to λ c_t at that step, for that
+    environment. The value of the state that was reached, γ ∇V(o'_{t-1}), stays. What is not finite goes no further.
+
     :param step_gradients: T of them
     :param action_scale: (T, n_envs, m), derivative of the environment's action by the policy's
     :param observation_scale: (T, n_envs, k), derivative of the policy's next observation by the environment's
@@ -43,6 +58,7 @@ def action_gradients(
     :param continues: (T, n_envs) bools, m_t; the last row must be all False
     :param gamma: γ
     :param gae_lambda: λ
+    :param limit: ``None`` for no limit
     :return: g (T, n_envs, m), with respect to the policy's action
     """
     # Asked for once: on another device than the CPU every question waits for it.
@@ -59,7 +75,13 @@ def action_gradients(
         next_obs_bar = gamma * value_gradients[t].where(bootstrap[t, :, None], 0.0) + decay * obs_bar.where(goes_on, 0.0)
         state_bar, action_bar = step_gradients[t].vjp(state_bar, next_obs_bar * observation_scale[t], reward_scale[t])
         gradients[t] = action_bar * action_scale[t]
+        g, share = gradients[t], 1.0
+        if limit is not None:
+            size = (limit.std[t] * g).norm(dim=1, keepdim=True)
+            finite = size.isfinite()
+            share = (limit.size / size.clamp(min=1e-30)).clamp(max=1.0).where(finite, 0.0)
+            g, state_bar = share * g.where(finite, 0.0), share * state_bar.where(finite, 0.0)
         if t > 0 and goes_on_anywhere[t - 1]:
             # Where the episode goes on, o_t is o'_{t-1}; elsewhere the value is not used.
-            obs_bar = policy_vjp(t, gradients[t]) - value_gradients[t - 1]
+            obs_bar = policy_vjp(t, g) - share * value_gradients[t - 1]
     return gradients

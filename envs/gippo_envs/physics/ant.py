@@ -88,11 +88,10 @@ class Spatial(Robot):
 
     def _posture(self, state: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """:return: up and heading, (n,) each"""
-        quaternion = state[:, 3:7]
-        twice = 2 * quaternion[:, :, None] * quaternion[:, None]  # products of w, x, y, z
+        w, x, y, z = state[:, 3:7].unbind(1)
         ahead, aside = self.target - state[:, 0], -state[:, 1]
-        forward = (1 - twice[:, 2, 2] - twice[:, 3, 3]) * ahead + (twice[:, 1, 2] + twice[:, 0, 3]) * aside
-        return 1 - twice[:, 1, 1] - twice[:, 2, 2], forward / th.hypot(ahead, aside).clamp_min(1e-9)
+        forward = (1 - 2 * (y * y + z * z)) * ahead + 2 * (x * y + w * z) * aside
+        return 1 - 2 * (x * x + y * y), forward / th.hypot(ahead, aside).clamp_min(1e-9)
 
     def reward(self, state: th.Tensor, action: th.Tensor) -> th.Tensor:
         up, heading = self._posture(state)

@@ -24,10 +24,20 @@ OPTIONS = {
     "enable_backward": False,
 }
 """of Warp. Straight-line code gains a third from fused products and sums, and loses by attempts to find vectors in it."""
+LANES = {th.float32: 8, th.float64: 4}
+"""robots that a CPU computes side by side, in one register of 256 bits"""
+CPU_NUMBERS = """typedef {real} T __attribute__((ext_vector_type({lanes})));
+auto sine = [](T x) {{ for (int j = 0; j < {lanes}; ++j) x[j] = wp::sin(x[j]); return x; }};
+auto cosine = [](T x) {{ for (int j = 0; j < {lanes}; ++j) x[j] = wp::cos(x[j]); return x; }};
+auto root = [](T x) {{ return __builtin_elementwise_sqrt(x); }};"""
+GPU_NUMBERS = """typedef {real} T;
+auto sine = [](T x) {{ return wp::sin(x); }};
+auto cosine = [](T x) {{ return wp::cos(x); }};
+auto root = [](T x) {{ return wp::sqrt(x); }};"""
 LOOP = """
-typedef {real} T;
+{numbers}
 for (int k = {first}) {{
-    const T* x = states.data + i + k * {nx} * n;
+    const T* x = (const T*)states.data + i + {row} * {nx} * n;
     {arrays}
 {body}
 }}
@@ -39,7 +49,7 @@ def _import_warp() -> Any:
         import warp
     except ImportError as error:
         raise DependencyNotInstalled('Robots are simulated by Warp: pip install "sb3-gippo[physics]"') from error
-    warp.config.log_level = warp.LOG_ERROR  # without a GPU it warns of that
+    warp.config.log_level = warp.LOG_ERROR  # no greeting; a missing GPU is told by its C library, whatever is set here
     warp.init()
     return warp
 
@@ -52,11 +62,14 @@ class _Inputs:
         self.q = [tape.input(f"x[{k} * n]") for k in range(tree.nq)]
         self.v = [tape.input(f"x[{tree.nq + k} * n]") for k in range(tree.nv)]
         self.action = [tape.input(f"u[{k} * n]") for k in range(len(tree.motors))]
-        self.constants = Constants(*(tape.input(f"c[{k}]") for k in range(len(Constants._fields))))
+        self.constants = Constants(*(tape.input(f"T(c[{k}])") for k in range(len(Constants._fields))))
 
 
-def _step_code(tree: Tree, real: str) -> str:
-    """C of all substeps: fills the rows of ``states`` and ``accelerations``, or overwrites the first where nothing is kept."""
+def _step_code(tree: Tree, numbers: str) -> str:
+    """
+    C of all substeps: fills the rows of ``states`` and ``accelerations`` where ``kept`` is 1, and overwrites the first again
+    and again where it is 0.
+    """
     given = _Inputs(tree)
     q, v, h = given.q, given.v, given.constants.h
     a = dynamics.acceleration(tree, q, v, given.action, given.constants)
@@ -65,12 +78,13 @@ def _step_code(tree: Tree, real: str) -> str:
     outputs = [(f"y[{k} * n]", value) for k, value in enumerate([*new_q, *new_v])]
     outputs += [(f"b[{k} * n]", value) for k, value in enumerate(a)]
     nx = tree.nq + tree.nv
-    arrays = f"""const T* u = actions.data + i; const T* c = constants.data;
-    T* y = states.data + i + (k + 1) * {nx} * n; T* b = accelerations.data + i + k * {tree.nv} * n;"""
-    return LOOP.format(real=real, first="0; k < substeps; ++k", nx=nx, arrays=arrays, body=given.tape.code(outputs))
+    arrays = f"""const T* u = (const T*)actions.data + i; const auto* c = constants.data;
+    T* y = (T*)states.data + i + (k + 1) * kept * {nx} * n; T* b = (T*)accelerations.data + i + k * kept * {tree.nv} * n;"""
+    first, body = "0; k < substeps; ++k", given.tape.code(outputs)
+    return LOOP.format(numbers=numbers, first=first, row="k * kept", nx=nx, arrays=arrays, body=body)
 
 
-def _adjoint_code(tree: Tree, real: str) -> str:
+def _adjoint_code(tree: Tree, numbers: str) -> str:
     """
     C of the sweep from the last substep to the first: ``adj_state`` goes from the derivatives by the state after the step to
     those by the state before it, ``adj_action`` gathers those by the action.
@@ -90,10 +104,11 @@ def _adjoint_code(tree: Tree, real: str) -> str:
     slopes = tape.gradient(missed, [*q, *v, *given.action])
     outputs = [(f"d[{k} * n]", x - y) for k, (x, y) in enumerate(zip([*by_q, *adj_v], slopes))]
     outputs += [(f"g[{k} * n]", tape.input(f"g[{k} * n]") - slope) for k, slope in enumerate(slopes[tree.nq + tree.nv :])]
-    arrays = f"""const T* u = actions.data + i; const T* c = constants.data;
-    const T* b = accelerations.data + i + k * {tree.nv} * n; T* d = adj_state.data + i; T* g = adj_action.data + i;"""
+    arrays = f"""const T* u = (const T*)actions.data + i; const auto* c = constants.data;
+    const T* b = (const T*)accelerations.data + i + k * {tree.nv} * n;
+    T* d = (T*)adj_state.data + i; T* g = (T*)adj_action.data + i;"""
     first, nx = "substeps - 1; k >= 0; --k", tree.nq + tree.nv
-    return LOOP.format(real=real, first=first, nx=nx, arrays=arrays, body=tape.code(outputs))
+    return LOOP.format(numbers=numbers, first=first, row="k", nx=nx, arrays=arrays, body=tape.code(outputs))
 
 
 class Kernels:
@@ -104,6 +119,7 @@ class Kernels:
     :param dtype: of all numbers, float32 or float64
     :param device: of torch
     :raises DependencyNotInstalled: without Warp
+    :ivar lanes: number of robots that one thread of the kernels computes, side by side
     """
 
     def __init__(self, tree: Tree, dtype: th.dtype, device: th.device):
@@ -114,26 +130,28 @@ class Kernels:
         real = {th.float32: wp.float32, th.float64: wp.float64}[dtype]
         numbers = wp.array(dtype=real)
         name = {th.float32: "float", th.float64: "double"}[dtype]
+        self.lanes = 1 if self.device.is_cuda else LANES[dtype]
+        numbers_code = (GPU_NUMBERS if self.device.is_cuda else CPU_NUMBERS).format(real=name, lanes=self.lanes)
 
         def typed(function: Any) -> Any:
-            """Its arguments' types, for Warp: i, n and substeps are whole numbers, the others arrays."""
+            """Its arguments' types, for Warp: i, n, substeps and kept are whole numbers, the others arrays."""
             arguments = [argument for argument in function.__annotations__ if argument != "return"]
-            whole = ("i", "n", "substeps")
+            whole = ("i", "n", "substeps", "kept")
             function.__annotations__ = {argument: int if argument in whole else numbers for argument in arguments}
             return function
 
-        @wp.func_native(_step_code(tree, name))
+        @wp.func_native(_step_code(tree, numbers_code))
         @typed
         def substeps_of_a_step(
-            states: Any, accelerations: Any, actions: Any, constants: Any, i: Any, n: Any, substeps: Any
+            states: Any, accelerations: Any, actions: Any, constants: Any, i: Any, n: Any, substeps: Any, kept: Any
         ) -> None: ...
 
         @wp.kernel(module="unique", module_options=OPTIONS)
         @typed
-        def step(states: Any, accelerations: Any, actions: Any, constants: Any, n: Any, substeps: Any) -> None:
-            substeps_of_a_step(states, accelerations, actions, constants, wp.tid(), n, substeps)
+        def step(states: Any, accelerations: Any, actions: Any, constants: Any, n: Any, substeps: Any, kept: Any) -> None:
+            substeps_of_a_step(states, accelerations, actions, constants, wp.tid(), n, substeps, kept)
 
-        @wp.func_native(_adjoint_code(tree, name))
+        @wp.func_native(_adjoint_code(tree, numbers_code))
         @typed
         def substeps_of_its_adjoint(
             states: Any,
@@ -179,14 +197,28 @@ class Kernels:
         folder = kernel.module.get_module_identifier(self._block)
         return os.path.isdir(os.path.join(self.warp.config.kernel_cache_dir, folder))
 
-    def launch(self, kernel: Any, n: int, *arguments: Any) -> None:
+    def pad(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: a column for every robot, (rows, n)
+        :return: a copy (rows, N), N the next multiple of :attr:`lanes`, with the last column repeated
+        """
+        n = x.shape[1]
+        padded = x.new_empty(len(x), -(-n // self.lanes) * self.lanes)
+        padded[:, :n] = x
+        if padded.shape[1] > n:
+            padded[:, n:] = x[:, -1:]
+        return padded
+
+    def launch(self, kernel: Any, size: int, *arguments: Any) -> None:
         """
         :param kernel: :attr:`step` or :attr:`adjoint`
-        :param n: number of robots
-        :param arguments: contiguous tensors, and numbers
+        :param size: N, number of columns
+        :param arguments: contiguous tensors, and numbers behind n
         """
-        wp = self.warp
-        inputs = [wp.from_torch(x.detach().view(-1), return_ctype=True) if isinstance(x, th.Tensor) else x for x in arguments]
+        wp, n = self.warp, size // self.lanes
+        tensors = [x for x in arguments if isinstance(x, th.Tensor)]
+        inputs = [wp.from_torch(x.detach().view(-1), return_ctype=True) for x in tensors]
+        inputs += [n, *arguments[len(tensors) :]]
         stream = wp.stream_from_torch() if self.device.is_cuda else None  # torch's, that neither overtakes the other
         wp.launch(kernel, n, inputs=inputs, device=self.device, stream=stream, block_dim=self._block)
 
@@ -204,22 +236,24 @@ class Step(th.autograd.Function):
     def forward(
         ctx: Any, state: th.Tensor, action: th.Tensor, constants: th.Tensor, kernels: Kernels, substeps: int
     ) -> th.Tensor:
-        n, nv = state.shape[1], kernels.tree.nv
-        states = state.new_empty(substeps + 1, *state.shape)
-        states[0] = state
-        accelerations = state.new_empty(substeps, nv, n)
-        kernels.launch(kernels.step, n, states, accelerations, action, constants, n, substeps)
-        ctx.saved = states, accelerations, action, constants
-        ctx.kernels = kernels
-        return states[-1]
+        action = kernels.pad(action)
+        nx, size, kept = len(state), action.shape[1], any(ctx.needs_input_grad)
+        rows = substeps if kept else 1
+        states = state.new_empty(rows + kept, nx, size)
+        states[0] = kernels.pad(state)
+        accelerations = state.new_empty(rows, kernels.tree.nv, size)
+        kernels.launch(kernels.step, size, states, accelerations, action, constants, substeps, int(kept))
+        if kept:
+            ctx.saved = states, accelerations, action, constants
+            ctx.kernels = kernels
+        return states[-1, :, : state.shape[1]]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adj: th.Tensor) -> Any:
         states, accelerations, action, constants = ctx.saved
-        n = adj.shape[1]
-        adj_state, adj_action = adj.clone(memory_format=th.contiguous_format), th.zeros_like(action)
-        ctx.kernels.launch(
-            ctx.kernels.adjoint, n, states, accelerations, action, constants, adj_state, adj_action, n, len(accelerations)
-        )
-        return adj_state, adj_action, None, None, None
+        n, kernels = adj.shape[1], ctx.kernels
+        adj_state, adj_action = kernels.pad(adj), th.zeros_like(action)
+        given = states, accelerations, action, constants, adj_state, adj_action
+        kernels.launch(kernels.adjoint, action.shape[1], *given, len(accelerations))
+        return adj_state[:, :n], adj_action[:, :n], None, None, None

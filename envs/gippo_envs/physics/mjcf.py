@@ -46,9 +46,14 @@ def load(file: str) -> Any:
     :return: MuJoCo's compiled model, an ``MjModel``
     """
     mujoco = import_mujoco()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of attributes in Gymnasium's files that MuJoCo will give up some day
-        return mujoco.MjModel.from_xml_path(model_path(file))
+    handler = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)  # it would print, and write a file where the user happens to be
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of attributes in Gymnasium's files that MuJoCo will give up some day
+            return mujoco.MjModel.from_xml_path(model_path(file))
+    finally:
+        mujoco.set_mju_user_warning(handler)
 
 
 def scale_mass(model: Any, mass: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch as th
 
 from gippo_envs.core import FunctionalEnv
 from gippo_envs.physics import mjcf
-from gippo_envs.physics.compiled import Step, kernels
+from gippo_envs.physics.compiled import Kernels, Step, kernels
 from gippo_envs.physics.dynamics import Constants
 from gippo_envs.physics.tree import Tree
 
@@ -151,9 +152,9 @@ class Robot(FunctionalEnv):
 
     def step(self, state: th.Tensor, action: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         action = action.clamp(-1.0, 1.0)
-        compiled = kernels(self.tree, self.torch_dtype, self.torch_device)
         given = state[:, : self.tree.nq + self.tree.nv].T
-        moved = Step.apply(given, action.T.contiguous(), self._constants, compiled, self.substeps).T
+        constants = _tensor(self.constants, self.torch_dtype, self.torch_device)
+        moved = Step.apply(given, action.T, constants, self._kernels, self.substeps).T
         after = th.cat([moved, action], dim=1) if self.keeps_action else moved
         return after, self.reward(after, action), self.terminated(after.detach())
 
@@ -171,9 +172,12 @@ class Robot(FunctionalEnv):
             ground=self.tree.ground,
         )
 
-    @property
-    def _constants(self) -> th.Tensor:
-        return self._tensor(self.constants)
+    @cached_property
+    def _kernels(self) -> Kernels:
+        return kernels(self.tree, self.torch_dtype, self.torch_device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kernels"}  # they are this process's
 
     def _tensor(self, numbers: Any) -> th.Tensor:
         return th.tensor(list(numbers), dtype=self.torch_dtype, device=self.torch_device)
@@ -189,3 +193,9 @@ class Robot(FunctionalEnv):
         from gippo_envs.physics.picture import draw
 
         return draw(self.model, state[: self.tree.nq].double().cpu().numpy())
+
+
+@lru_cache(maxsize=16)
+def _tensor(constants: Constants, dtype: th.dtype, device: th.device) -> th.Tensor:
+    """:return: the same one for the same constants, that a step does not wait for it"""
+    return th.tensor(constants, dtype=dtype, device=device)

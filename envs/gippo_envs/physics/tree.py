@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 Triple = tuple[float, float, float]
 Frame = tuple[Triple, Triple, Triple]
@@ -93,12 +94,12 @@ class Tree:
     start: tuple[float, ...]
     ground: float = 0.0
 
-    @property
+    @cached_property
     def nq(self) -> int:
         """:return: number of positions"""
         return sum(4 if link.kind == "ball" else 1 for link in self.links)
 
-    @property
+    @cached_property
     def nv(self) -> int:
         """:return: number of velocities"""
         return sum(link.dofs for link in self.links)
