@@ -369,8 +369,17 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     @property
     def max_episode_steps(self) -> int | None:
-        """:return: the time limit; ``None`` for none"""
+        """:return: the time limit; ``None`` for none. It may be changed at any time, as by ``set_attr``."""
         return self._episodes.max_episode_steps
+
+    @max_episode_steps.setter
+    def max_episode_steps(self, steps: int | None) -> None:
+        self._episodes.max_episode_steps = steps
+
+    @property
+    def stagger(self) -> bool:
+        """:return: whether first episodes are cut short"""
+        return self._episodes.stagger
 
     @property
     def step_gradient(self) -> GraphStepGradient | None:

@@ -21,8 +21,6 @@ class Episodes:
     def __init__(self, num_envs: int, max_episode_steps: int | None, stagger: bool):
         if num_envs != int(num_envs) or num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, not {num_envs}.")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(f"max_episode_steps must be at least 1 (`None`: no time limit), not {max_episode_steps}.")
         if stagger and max_episode_steps is None:
             raise ValueError("stagger spreads the environments over the time limit: give max_episode_steps as well.")
         self.max_episode_steps = max_episode_steps
@@ -30,6 +28,17 @@ class Episodes:
         self.steps = np.zeros(num_envs, dtype=np.int64)
         self.head_start = np.zeros(num_envs, dtype=np.int64)
         """where the clock starts; not at 0 until a staggered environment has reached the time limit once"""
+
+    @property
+    def max_episode_steps(self) -> int | None:
+        """:return: the time limit; ``None`` for none"""
+        return self._max_episode_steps
+
+    @max_episode_steps.setter
+    def max_episode_steps(self, steps: int | None) -> None:
+        if steps is not None and steps < 1:
+            raise ValueError(f"max_episode_steps must be at least 1 (`None`: no time limit), not {steps}.")
+        self._max_episode_steps = steps
 
     def begin(self) -> None:
         """Begin all episodes anew."""

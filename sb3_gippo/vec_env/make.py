@@ -13,7 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from gippo_envs import BatchedEnv
-from sb3_gippo.vec_env.torch_vec_env import TorchVecEnv
+from sb3_gippo.vec_env.differentiable_vec_env import DifferentiableVecEnv
 
 BATCHED = "gippo_envs.core:BatchedEnv"
 """where an environment of ``gippo_envs`` has its batched form"""
@@ -33,7 +33,7 @@ def make_vec_env(
     wrapper_kwargs: dict[str, Any] | None = None,
 ) -> VecEnv:
     """
-    Like SB3's ``make_vec_env``, with its arguments. An id that has a batched torch form becomes a :class:`TorchVecEnv`,
+    Like SB3's ``make_vec_env``, with its arguments. An id that has a batched torch form becomes a :class:`DifferentiableVecEnv`,
     unless a ``vec_env_cls``, a wrapper, Monitor's arguments or ``render_mode="human"`` ask for separate environments.
 
     :return: the vectorised environment
@@ -61,7 +61,7 @@ def make_vec_env(
 
 def from_env_fns(env_fns: Sequence[Callable[[], gym.Env]]) -> VecEnv:
     """
-    In the place of ``DummyVecEnv``: a :class:`TorchVecEnv` if the functions make an environment that has a batched torch form
+    In the place of ``DummyVecEnv``: a :class:`DifferentiableVecEnv` if the functions make an environment that has a batched torch form
     and wears nothing but SB3's ``Monitor``, whose csv file the batched one goes on with.
 
     :param env_fns: one function per environment, as SB3's ``make_vec_env`` makes them: all of the same environment
@@ -75,7 +75,7 @@ def from_env_fns(env_fns: Sequence[Callable[[], gym.Env]]) -> VecEnv:
     first.close()
     env = gym.make_vec(spec, num_envs=len(env_fns))
     assert isinstance(env, BatchedEnv)
-    vec_env = TorchVecEnv(env, None if writer is None else writer.file_handler.name)
+    vec_env = DifferentiableVecEnv(env, None if writer is None else writer.file_handler.name)
     vec_env.action_space = first.action_space  # make_vec_env has seeded it
     return vec_env
 
