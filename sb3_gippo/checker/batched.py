@@ -178,7 +178,8 @@ def dense(gradient: StepGradient, index: int) -> dict[str, Any]:
     """
     n, k = gradient.state_size, gradient.observation.shape[1]
     n_envs, outputs = len(gradient.reward), n + k + 1
-    wide = np.float64 in (gradient.observation.dtype, gradient.reward.dtype)
+    # A cotangent passes through the type of what it belongs to.
+    wide = all(array.dtype == np.float64 for array in (gradient.observation, gradient.reward, *(states_of(gradient) or ())))
     dtype = th.float64 if wide else th.float32
 
     def pull(bar: th.Tensor, with_state: bool = True) -> np.ndarray:
