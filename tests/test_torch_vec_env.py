@@ -26,8 +26,8 @@ from stable_baselines3.common.results_plotter import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, VecVideoRecorder
 
 from gippo_envs.core import BatchedEnv, FunctionalEnv, SingleEnv
-from sb3_gippo import GIPPO, TorchVecEnv, make_vec_env
 from gippo_envs.step_gradient import GraphStepGradient
+from sb3_gippo import GIPPO, TorchVecEnv, make_vec_env
 from sb3_gippo.rollout.step_gradient import DenseStepGradient
 from tests.reference import Float64Policy, LinearQuadratic
 from tests.second_device import DEVICE, Elsewhere, second_device

@@ -383,7 +383,7 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     @property
     def step_gradient(self) -> GraphStepGradient | None:
-        """:return: the derivative of the last step; ``None`` where it was made without, and after ``reset`` and ``set_state``"""
+        """:return: of the last step; ``None`` where it was made without gradients, and after ``reset`` and ``set_state``"""
         if self.transition is None or not self.transition.state.requires_grad:
             return None
         return GraphStepGradient.from_transition(self.transition)

@@ -68,8 +68,8 @@ def final_infos(observations: np.ndarray, done: np.ndarray) -> dict[str, Any]:
     """
     :param observations: (n, ...), before any reset
     :param done: (n,) bools, whose episodes have ended
-    :return: infos as Gymnasium's ``SyncVectorEnv`` has them: ``final_obs`` (n,) of objects, the observation before the reset or
-        ``None``; ``final_info``, empty; and their masks ``_final_obs`` and ``_final_info``
+    :return: infos as Gymnasium's ``SyncVectorEnv`` has them: ``final_obs`` (n,) of objects, the observation before the reset
+        or ``None``; ``final_info``, empty; and their masks ``_final_obs`` and ``_final_info``
     """
     final = np.full(len(done), None, dtype=object)
     for index, last in zip(np.flatnonzero(done), observations[done]):

@@ -30,11 +30,12 @@ def check_differentiable_vec_env(
     ``vjp`` is linear, gives the same when it is asked again and takes ``None`` for a next state's zero, and that there is no
     gradient after a reset, nor where it was switched off.
 
-    The environment needs ``get_state() -> (N, n)`` and ``set_state(x)``, and its gradients tell ``state`` and ``next_state``. Let
-    it compute in float64 if it can, and have two environments at least, or nothing is known of their independence.
+    The environment needs ``get_state() -> (N, n)`` and ``set_state(x)``, and its gradients tell ``state`` and
+    ``next_state``. Let it compute in float64 if it can, and have two environments at least, or nothing is known of their
+    independence.
 
-    :param env: a :class:`~sb3_gippo.rollout.batched.DifferentiableVectorEnv` (of a ``DifferentiableVecEnv``: its ``env``); it is
-        reset, and gradients stay switched on
+    :param env: a :class:`~sb3_gippo.rollout.batched.DifferentiableVectorEnv` (of a ``DifferentiableVecEnv``: its ``env``);
+        it is reset, and gradients stay switched on
     :param n_episodes: number of rollouts with random actions
     :param max_steps: where rollouts are cut
     :param n_checked: of each rollout's transitions, how many are compared with differences, the last one always
@@ -48,8 +49,8 @@ def check_differentiable_vec_env(
     for name in ("get_state", "set_state"):
         if not hasattr(env, name):
             raise GradientChannelError(
-                f"{type(env).__name__} has no {name}(): to be compared with differences it must hand out its differentiable states "
-                "by `get_state() -> (N, n)` and take them back by `set_state(x)`."
+                f"{type(env).__name__} has no {name}(): to be compared with differences it must hand out its differentiable "
+                "states by `get_state() -> (N, n)` and take them back by `set_state(x)`."
             )
     report = GradientReport()
     for episode in range(n_episodes):
@@ -146,14 +147,14 @@ class OneOfBatch(gym.Env[np.ndarray, np.ndarray]):
         name = type(self.env).__name__
         if gradient is None:
             raise GradientChannelError(
-                f"{name}.step_gradient is None after a step: it must be the step's derivative, once gradients are switched on by "
-                "set_differentiable(True) or at construction."
+                f"{name}.step_gradient is None after a step: it must be the step's derivative, once gradients are switched on "
+                "by set_differentiable(True) or at construction."
             )
         self.contract.check_gradient(gradient)
         if states_of(gradient) is None:
             raise GradientChannelError(
-                f"The step_gradient of {name} does not tell state and next_state, (N, n) each: to be checked it must, for after an "
-                "episode's end get_state() is that of the next one."
+                f"The step_gradient of {name} does not tell state and next_state, (N, n) each: to be checked it must, for after "
+                "an episode's end get_state() is that of the next one."
             )
         return gradient
 
@@ -196,8 +197,8 @@ def dense(gradient: StepGradient, index: int) -> dict[str, Any]:
         others = np.delete(rows[-1], index, axis=0)
         if (others != 0).any():
             raise GradientChannelError(
-                f"A cotangent of environment {index} alone has reached another one: the environments of a batch must not depend on "
-                "one another (a mean or a normalisation over the batch?)."
+                f"A cotangent of environment {index} alone has reached another one: the environments of a batch must not depend "
+                "on one another (a mean or a normalisation over the batch?)."
             )
     jacobian = np.stack([row[index] for row in rows])
     _check_linear(pull, jacobian, n, n_envs, index, dtype)
@@ -229,7 +230,7 @@ def _check_linear(pull: Any, jacobian: np.ndarray, n: int, n_envs: int, index: i
             worst = int(np.abs(found - expected).argmax())
             raise GradientChannelError(f"vjp {what}: {found[worst]:.6g}, and {expected[worst]:.6g} was expected.")
         if not np.array_equal(found, again, equal_nan=True):
-            raise GradientChannelError("vjp, asked again, gives another answer: it must leave the step's derivative as it was.")
+            raise GradientChannelError("vjp, asked again, gives another answer: it must leave the derivative as it was.")
 
 
 def _check_silence(env: Any) -> None:

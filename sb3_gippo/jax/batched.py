@@ -34,8 +34,8 @@ class JaxBatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     their episode. Every environment has a stream of random keys of its own.
 
     The gradient of a step is computed when it is asked for, by a second compiled function that makes the step again: what is
-    kept per step is its state, action and key. Where a step is a loop of substeps, ``jax.checkpoint`` around one substep lets it
-    keep less, and compile faster.
+    kept per step is its state, action and key. Where a step is a loop of substeps, ``jax.checkpoint`` around one substep lets
+    it keep less, and compile faster.
 
     :param env: the functions
     :param num_envs: number of environments, N
@@ -48,7 +48,7 @@ class JaxBatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         for name, space in (("observation", env.observation_space), ("action", env.action_space)):
             if not isinstance(space, spaces.Box):
                 raise ValueError(f"The {name} space is {space}: a gradient needs a Box.")
-            if space.dtype == np.float64 and not jax.config.jax_enable_x64:
+            if space.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
                 raise ValueError(f"The {name} space is float64, while JAX computes in float32: {X64}, or a space of float32.")
         self.jax_env = env
         self._episodes = Episodes(num_envs, max_episode_steps, stagger)
@@ -135,11 +135,10 @@ class JaxBatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
         self._start, self._step = jax.jit(jax.vmap(start)), jax.jit(batched)
         self._restart, self._pull = jax.jit(restart), jax.jit(pull)
-        action_type = self.single_action_space.dtype
-        self._action_dtype = layout.dtype if layout.size else (action_type if action_type == np.float64 else np.dtype("float32"))
+        self._action_dtype = np.result_type(layout.dtype if layout.size else np.float32, self.single_action_space.dtype)
         with _in_sentences():
             shapes = jax.eval_shape(self._start, self._split_keys(0))
-            action = jax.ShapeDtypeStruct((self.num_envs, *self.single_action_space.shape), self._action_dtype)
+            action = jax.ShapeDtypeStruct(self.action_space.shape or (), self._action_dtype)
             jax.eval_shape(self._step, *shapes[:2], action, shapes[3])
 
     def _split_keys(self, seed: int) -> jax.Array:
@@ -189,9 +188,10 @@ class JaxBatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """
         :param actions: (N, ...)
-        :return: observations after any reset, rewards, terminated, truncated, and infos as :class:`gippo_envs.BatchedEnv` has them
+        :return: observations after any reset, rewards, terminated, truncated, and infos as :class:`gippo_envs.BatchedEnv` has
+            them
         """
-        shape = (self.num_envs, *self.single_action_space.shape)
+        shape = self.action_space.shape or ()
         array = np.array(actions, dtype=self._action_dtype)
         if array.size != np.prod(shape):
             raise ValueError(f"Actions {shape} were expected, not an array {np.shape(actions)}.")
@@ -231,12 +231,14 @@ class JaxBatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 @dataclass
 class JaxStepGradient:
     """
-    A step gradient by ``jax.vjp``, see :class:`sb3_gippo.rollout.step_gradient.StepGradient`. Between torch and JAX the numbers
-    pass without a copy, where both compute on the same device.
+    A step gradient by ``jax.vjp``, see :class:`sb3_gippo.rollout.step_gradient.StepGradient`. Between torch and JAX the
+    numbers pass without a copy, where both compute in the same type on the same device.
 
     :param pull: (inputs, cotangents of the vector, the observation and the reward) to cotangents of vector and action
     :param inputs: vector (N, n), the other leaves of the state, action (N, ...), random keys (N,)
-    :param outputs: next vector (N, n), observation (N, ...), reward (N,), before any reset
+    :param next_vector: (N, n), before any reset
+    :param seen: observation (N, ...), before any reset
+    :param rewards: (N,)
     """
 
     pull: Any
@@ -326,6 +328,6 @@ def _in_sentences() -> Iterator[None]:
             if "Reverse-mode differentiation" not in str(error):
                 raise
             raise GradientChannelError(
-                "JAX cannot differentiate the step backwards, through a lax.while_loop or a fori_loop of unknown length: write "
-                "the loop as lax.scan (or as a fori_loop with fixed bounds)."
+                "JAX cannot differentiate the step backwards, through a lax.while_loop or a fori_loop of unknown length: "
+                "write the loop as lax.scan (or as a fori_loop with fixed bounds)."
             ) from error

@@ -35,7 +35,7 @@ def from_func_env(env: FuncEnv, params: Any = None) -> JaxEnv:
 
     :param env: its functions are JAX's
     :param params: parameters of its functions; ``None`` for its default ones
-    :return: the same, as a :class:`JaxEnv`. Observations that draw random numbers of their own get none: Gymnasium's draw none.
+    :return: the same, as a :class:`JaxEnv`. Observations get no random key: those of Gymnasium's environments draw nothing
     """
     chosen = env.get_default_params() if params is None else params
 

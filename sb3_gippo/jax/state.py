@@ -19,7 +19,8 @@ def as_arrays(state: Any) -> Any:
     """
     :param state: a pytree
     :return: the same of JAX arrays
-    :raises ValueError: for a leaf that is no array of numbers, bools or random keys, or of floats that are neither 32 nor 64 bits
+    :raises ValueError: for a leaf that is no array of numbers, bools or random keys, or of other floats than float32 and
+        float64
     """
     for name, leaf in _named_leaves(state):
         dtype = getattr(leaf, "dtype", None)
@@ -47,7 +48,8 @@ class Layout:
     """
 
     def __init__(self, state: Any):
-        leaves, self.treedef = jax.tree.flatten(state)
+        leaves, treedef = jax.tree.flatten(state)
+        self.treedef: Any = treedef
         self.names = [name for name, _ in _named_leaves(state)]
         self.shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
         self.floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
@@ -63,12 +65,12 @@ class Layout:
         """
         leaves, treedef = jax.tree.flatten(as_arrays(state))
         if treedef != self.treedef:
-            raise ValueError(f"The next state is a {treedef}, the state of reset() a {self.treedef}: they must be built alike.")
+            raise ValueError(f"step() returns a state {treedef}, reset() one {self.treedef}: they must be built alike.")
         for name, leaf, (shape, dtype), floating in zip(self.names, leaves, self.shapes, self.floating):
             if leaf.shape != shape or jnp.issubdtype(leaf.dtype, jnp.floating) != floating:
                 raise ValueError(
-                    f"The leaf {name} of the next state is {leaf.shape} of {leaf.dtype}, and was {shape} of {dtype} after reset(): "
-                    "it must stay as it is."
+                    f"The leaf {name} of the state is {leaf.shape} of {leaf.dtype} after step(), and {shape} of {dtype} after "
+                    "reset(): it must stay as it is."
                 )
         vector, _ = ravel_pytree([leaf for leaf, floating in zip(leaves, self.floating) if floating] or [jnp.zeros(0)])
         rest = [

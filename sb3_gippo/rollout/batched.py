@@ -18,15 +18,15 @@ class DifferentiableVectorEnv(Protocol):
     """
     A ``gymnasium.vector.VectorEnv`` of N environments whose last step can be differentiated.
 
-    - ``metadata["autoreset_mode"]`` is ``AutoresetMode.SAME_STEP``: the step that ends an episode returns the first observation
-      of the next one, and ``infos["final_obs"]`` (N,) the last one of those that ended, where the mask ``infos["_final_obs"]``
-      says so.
+    - ``metadata["autoreset_mode"]`` is ``AutoresetMode.SAME_STEP``: the step that ends an episode returns the first
+      observation of the next one, and ``infos["final_obs"]`` (N,) the last one of those that ended.
     - ``single_observation_space`` and ``single_action_space`` are Boxes.
     - ``step`` returns numpy arrays of its own: observations (N, ...), rewards (N,) of floats, terminated and truncated (N,) of
       bools.
     - ``set_differentiable(bool)`` may be missing where gradients are always there. With and without, the numbers are the same.
     - ``get_state() -> (N, n)`` and ``set_state(x)`` are what ``check_differentiable_vec_env`` needs, and only that.
-    - ``stagger`` and ``max_episode_steps`` may be there: with the first, episodes truncated before the second are none to report.
+    - ``stagger`` and ``max_episode_steps`` may be there: with the first, episodes truncated before the second are not
+      reported.
     """
 
     num_envs: int
@@ -66,9 +66,8 @@ def check_batched_env(env: Any) -> None:
     mode = env.metadata.get("autoreset_mode")
     if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
         raise ValueError(
-            f"{name} has the autoreset mode {getattr(mode, 'name', mode)}: gradients need SAME_STEP, where the step that ends an "
-            'episode resets it and gives its last observation as infos["final_obs"]. Let it do so and say so by '
-            'metadata["autoreset_mode"] = AutoresetMode.SAME_STEP.'
+            f"{name} has the autoreset mode {getattr(mode, 'name', mode)}: gradients need one whose step that ends an episode "
+            'resets it and hands out infos["final_obs"], with metadata["autoreset_mode"] = AutoresetMode.SAME_STEP.'
         )
     for what, space in (("observation", env.single_observation_space), ("action", env.single_action_space)):
         if not isinstance(space, spaces.Box):
@@ -82,8 +81,8 @@ def check_batched_env(env: Any) -> None:
 
 class BatchedContract:
     """
-    Looks once at what a batched environment returns, at its first reset, first step, first ending and first gradient: what has a wrong shape
-    or type often broadcasts, and then surfaces far away.
+    Looks once at what a batched environment returns, at its first reset, first step, first ending and first gradient: what
+    has a wrong shape or type often broadcasts, and then surfaces far away.
 
     :param env: passed :func:`check_batched_env`
     """
@@ -140,7 +139,7 @@ class BatchedContract:
         for name in ("state_size", "action", "observation", "reward", "vjp"):
             if not hasattr(gradient, name):
                 raise GradientChannelError(
-                    f"The step_gradient of {self.name}, a {type(gradient).__name__}, has no {name}: see sb3_gippo.StepGradient."
+                    f"The step_gradient of {self.name} ({type(gradient).__name__}) has no {name}: see sb3_gippo.StepGradient."
                 )
         size = gradient.state_size
         if not isinstance(size, (int, np.integer)) or size < 0:
