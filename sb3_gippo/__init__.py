@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import gippo_envs  # noqa: F401  (registers the environments)
 from sb3_gippo.checker import GradientReport, check_differentiable_env, check_differentiable_vec_env
+from sb3_gippo.differences.finite import FiniteDifferenceGradient
 from sb3_gippo.gippo import GIPPO
 from sb3_gippo.rollout.batched import DifferentiableVectorEnv
 from sb3_gippo.rollout.step_gradient import GradientChannelError, StepGradient
@@ -23,6 +24,7 @@ __all__ = [
     "RP",
     "DifferentiableVecEnv",
     "DifferentiableVectorEnv",
+    "FiniteDifferenceGradient",
     "GradientChannelError",
     "GradientReport",
     "StepGradient",

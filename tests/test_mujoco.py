@@ -20,7 +20,7 @@ mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("imageio")
 from sb3_gippo import MujocoGradient  # noqa: E402
 from sb3_gippo.mujoco.coordinates import Coordinates  # noqa: E402
-from sb3_gippo.mujoco.stencil import stencil  # noqa: E402
+from sb3_gippo.differences.stencil import stencil  # noqa: E402
 from tests.mujoco_task import Juggler  # noqa: E402
 
 TASKS: dict[str, Callable[[], gym.Env]] = {
