@@ -153,8 +153,8 @@ class OneOfBatch(gym.Env[np.ndarray, np.ndarray]):
         self.contract.check_gradient(gradient)
         if states_of(gradient) is None:
             raise GradientChannelError(
-                f"The step_gradient of {name} does not tell state and next_state, (N, n) each: to be checked it must, for after "
-                "an episode's end get_state() is that of the next one."
+                f"The step_gradient of {name} does not tell state and next_state, (N, n) each: to be checked it must, for "
+                "after an episode's end get_state() is that of the next one."
             )
         return gradient
 
@@ -197,8 +197,8 @@ def dense(gradient: StepGradient, index: int) -> dict[str, Any]:
         others = np.delete(rows[-1], index, axis=0)
         if (others != 0).any():
             raise GradientChannelError(
-                f"A cotangent of environment {index} alone has reached another one: the environments of a batch must not depend "
-                "on one another (a mean or a normalisation over the batch?)."
+                f"A cotangent of environment {index} alone has reached another one: the environments of a batch must not "
+                "depend on one another (a mean or a normalisation over the batch?)."
             )
     jacobian = np.stack([row[index] for row in rows])
     _check_linear(pull, jacobian, n, n_envs, index, dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,12 +13,14 @@ from sb3_gippo.rollout.step_gradient import GradientChannelError
 
 class FiniteDifferenceGradient(DifferenceGradient, gym.utils.RecordConstructorArgs):
     """
-    Adds ``info["grad"]`` to any Gymnasium environment with two methods: ``get_state() -> (n,)`` of float64, its differentiable
-    state, and ``set_state(x)``, which restores everything a step depends on within an episode. The environment's own ``step`` is
-    run from perturbed states and actions and everything is put back, by ``set_state``, and its generator ``np_random`` as it was:
-    noise is held fixed. (A ``MujocoEnv`` has no such methods and needs none: ``MujocoGradient``.)
+    Adds ``info["grad"]`` to any Gymnasium environment with two methods: ``get_state() -> (n,)`` of float64, its
+    differentiable state, and ``set_state(x)``, which restores everything a step depends on within an episode. The
+    environment's own ``step`` is run from perturbed states and with perturbed actions, and everything is put back: the state by
+    ``set_state``, and the generator ``np_random``, so that noise is held fixed. (A ``MujocoEnv`` needs no such methods, and
+    ``MujocoGradient``.)
 
-    A gradient costs 2 (n + m + 1) steps and as many ``set_state`` for n states and m actions; with forward differences n + m + 2.
+    A gradient costs 2 (n + m) + 1 steps beside the real one, and as many ``set_state``, for n states and m actions; with
+    forward differences n + m + 1.
 
     :param env: the environment, with or without wrappers; what wraps it inside of this wrapper may not change numbers
     :param differentiable: whether ``step`` returns ``info["grad"]``; off, the wrapper costs nothing
@@ -40,8 +41,8 @@ class FiniteDifferenceGradient(DifferenceGradient, gym.utils.RecordConstructorAr
         for name in ("get_state", "set_state"):
             if not callable(getattr(self.task, name, None)):
                 raise TypeError(
-                    f"FiniteDifferenceGradient needs `get_state() -> (n,)` and `set_state(x)` of {type(self.task).__name__}, which "
-                    f"has no {name}()."
+                    f"FiniteDifferenceGradient needs `get_state() -> (n,)` and `set_state(x)` of {type(self.task).__name__}, "
+                    f"which has no {name}()."
                 )
 
     def get_state(self) -> np.ndarray:
@@ -78,16 +79,19 @@ class FiniteDifferenceGradient(DifferenceGradient, gym.utils.RecordConstructorAr
                 self._precise = self._takes_states(points[1:, :n]) and self._takes_float64(
                     lambda factor: (outcome(state, action * factor) != values).any()
                 )
-            moved = [outcome(point[:n], point[n:].reshape(action.shape)) for point in points]
+            # The first of the points is where the step itself begins.
+            moved = [outcome(point[:n], point[n:].reshape(action.shape)) for point in points[1:]]
         finally:
             task.set_state(state)
             generator.bit_generator.state = random_state
-        return np.stack([values, *moved])
+        return np.stack([values, values, *moved])
 
     def _takes_states(self, states: np.ndarray) -> bool:
         """:raises GradientChannelError: if a state that is set is not the one that is read"""
         for state in states:
             self.task.set_state(state.copy())
             if np.abs(self._read() - state).max(initial=0.0) > 1e-3 * self.epsilon:
-                raise GradientChannelError(self._too_coarse("does not get_state() what was given to set_state() to the last digits"))
+                raise GradientChannelError(
+                    self._too_coarse("does not get_state() what was given to set_state() to the last digits")
+                )
         return True

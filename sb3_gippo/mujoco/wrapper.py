@@ -20,6 +20,7 @@ from sb3_gippo.mujoco.coordinates import PARTS, Coordinates
 from sb3_gippo.mujoco.memory import Memory
 from sb3_gippo.mujoco.replay import Replay
 
+
 class MujocoGradient(DifferenceGradient, gym.utils.RecordConstructorArgs):
     """
     Adds ``info["grad"]`` to a Gymnasium ``MujocoEnv`` task, whatever its rewards, observations and integrator: the task's own
