@@ -47,7 +47,7 @@ def check_differentiable_vec_env(
     """
     check_batched_env(env)
     for name in ("get_state", "set_state"):
-        if not hasattr(env, name):
+        if not callable(getattr(env, name, None)):
             raise GradientChannelError(
                 f"{type(env).__name__} has no {name}(): to be compared with differences it must hand out its differentiable "
                 "states by `get_state() -> (N, n)` and take them back by `set_state(x)`."
@@ -237,6 +237,9 @@ def _check_silence(env: Any) -> None:
     """:raises GradientChannelError: if a gradient is there after a reset"""
     if hasattr(env, "set_differentiable"):
         env.set_differentiable(True)
+    env.reset(seed=0)
+    space = env.single_action_space
+    env.step(np.broadcast_to(np.clip(np.zeros_like(space.low), space.low, space.high), (env.num_envs, *space.shape)).copy())
     env.reset(seed=0)
     if env.step_gradient is not None:
         raise GradientChannelError(f"{type(env).__name__}.step_gradient must be None after reset(), before the next step.")
