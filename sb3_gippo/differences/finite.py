@@ -14,10 +14,9 @@ from sb3_gippo.rollout.step_gradient import GradientChannelError
 class FiniteDifferenceGradient(DifferenceGradient, gym.utils.RecordConstructorArgs):
     """
     Adds ``info["grad"]`` to any Gymnasium environment with two methods: ``get_state() -> (n,)`` of float64, its differentiable
-    state, and ``set_state(x)``, which restores everything a step depends on within an episode. The
-    environment's own ``step`` is run from perturbed states and with perturbed actions, and everything is put back: the state by
-    ``set_state``, and the generator ``np_random``, so that noise is held fixed. (A ``MujocoEnv`` needs no such methods, and
-    ``MujocoGradient``.)
+    state, and ``set_state(x)``, which restores everything a step depends on within an episode. The environment's own ``step``
+    is run from perturbed states and with perturbed actions, and everything is put back: the state by ``set_state``, and the
+    generator ``np_random``, so that noise is held fixed. (A ``MujocoEnv`` needs no such methods, and ``MujocoGradient``.)
 
     A gradient costs 2 (n + m) + 1 steps beside the real one, and as many ``set_state``, for n states and m actions; with
     forward differences n + m + 1.

@@ -105,7 +105,8 @@ class JaxBatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             key, own = jax.random.split(key)
             outcome = env.step(layout.join(vector, rest), action, own)
             if not isinstance(outcome, tuple) or len(outcome) != 3:
-                raise ValueError(f"step() has returned a {type(outcome).__name__}; expected was (state, reward, terminated).")
+                given = f"{type(outcome).__name__}" + (f" of {len(outcome)}" if isinstance(outcome, tuple) else "")
+                raise ValueError(f"step() has returned a {given}; expected was (state, reward, terminated).")
             state, reward, terminated = outcome
             reward, terminated = jnp.asarray(reward), jnp.asarray(terminated)
             if reward.shape != () or not jnp.issubdtype(reward.dtype, jnp.floating):
