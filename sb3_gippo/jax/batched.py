@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +16,9 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from gippo_envs.episodes import Episodes, final_infos
+from sb3_gippo.jax.compiled import X64, compiled, in_sentences, pick
 from sb3_gippo.jax.env import JaxEnv
-from sb3_gippo.jax.state import Layout, as_arrays
-from sb3_gippo.rollout.step_gradient import GradientChannelError
 
-X64 = 'jax.config.update("jax_enable_x64", True) before anything is computed'
 REMEMBERED = 256
 """of how many states that were read the rest is kept, the last ones"""
 
@@ -82,65 +77,14 @@ class JaxBatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._episodes.stagger
 
     def _compile(self) -> None:
-        """Look at the functions, and make the three that are compiled: reset, step, and the step's transposed derivative."""
-        env, observation_space = self.jax_env, self.single_observation_space
-        with _in_sentences():
-            layout = self._layout = Layout(jax.eval_shape(lambda key: as_arrays(env.reset(key)), jax.random.key(0)))
-
-        def observe(state: Any) -> jax.Array:
-            observation = jnp.asarray(env.observe(state))
-            if observation.shape != observation_space.shape:
-                raise ValueError(
-                    f"observe() has returned an array {observation.shape}; expected was {observation_space.shape}, as the "
-                    "observation space has it."
-                )
-            return observation.astype(observation_space.dtype)
-
-        def start(key: jax.Array) -> tuple[jax.Array, list[jax.Array], jax.Array, jax.Array]:
-            key, own = jax.random.split(key)
-            state = as_arrays(env.reset(own))
-            return *layout.split(state), observe(state), key
-
-        def step(vector: jax.Array, rest: list[jax.Array], action: jax.Array, key: jax.Array) -> tuple[Any, Any]:
-            key, own = jax.random.split(key)
-            outcome = env.step(layout.join(vector, rest), action, own)
-            if not isinstance(outcome, tuple) or len(outcome) != 3:
-                given = f"{type(outcome).__name__}" + (f" of {len(outcome)}" if isinstance(outcome, tuple) else "")
-                raise ValueError(f"step() has returned a {given}; expected was (state, reward, terminated).")
-            state, reward, terminated = outcome
-            reward, terminated = jnp.asarray(reward), jnp.asarray(terminated)
-            if reward.shape != () or not jnp.issubdtype(reward.dtype, jnp.floating):
-                raise ValueError(f"step() has returned a reward {reward.shape} of {reward.dtype}; expected was a float ().")
-            if terminated.shape != () or terminated.dtype != bool:
-                raise ValueError(
-                    f"step() has returned terminated {terminated.shape} of {terminated.dtype}; expected was a bool ()."
-                )
-            following, others = layout.split(state)
-            return (following, observe(layout.join(following, others)), reward), (others, terminated, key)
-
-        def restart(done: jax.Array, keys: jax.Array, *old: Any) -> Any:
-            fresh_vector, fresh_rest, fresh_observation, fresh_keys = jax.vmap(start)(keys)
-
-            def pick(fresh: jax.Array, kept: jax.Array) -> jax.Array:
-                return jnp.where(done.reshape(-1, *[1] * (kept.ndim - 1)), fresh, kept)
-
-            return jax.tree.map(pick, (fresh_vector, fresh_rest, fresh_observation, fresh_keys), (*old, keys))
-
-        batched = jax.vmap(step)
-
-        def pull(inputs: Any, vector_bar: jax.Array, observation_bar: jax.Array, reward_bar: jax.Array) -> Any:
-            vector, rest, action, keys = inputs
-            outputs, back, _ = jax.vjp(lambda x, a: batched(x, rest, a, keys), vector, action, has_aux=True)
-            bars = vector_bar, observation_bar.reshape(outputs[1].shape), reward_bar
-            return back(tuple(bar.astype(output.dtype) for bar, output in zip(bars, outputs)))
-
-        self._start, self._step = jax.jit(jax.vmap(start)), jax.jit(batched)
-        self._restart, self._pull = jax.jit(restart), jax.jit(pull)
+        """Make the functions that are compiled, and look at what they return."""
+        self._compiled = compiled(self.jax_env)
+        layout = self._compiled.layout
         self._action_dtype = np.result_type(layout.dtype if layout.size else np.float32, self.single_action_space.dtype)
-        with _in_sentences():
-            shapes = jax.eval_shape(self._start, self._split_keys(0))
+        with in_sentences():
+            shapes = jax.eval_shape(self._compiled.start, self._split_keys(0))
             action = jax.ShapeDtypeStruct(self.action_space.shape or (), self._action_dtype)
-            jax.eval_shape(self._step, *shapes[:2], action, shapes[3])
+            jax.eval_shape(self._compiled.step, *shapes[:2], action, shapes[3])
 
     def _split_keys(self, seed: int) -> jax.Array:
         return jax.random.split(jax.random.key(seed), self.num_envs)
@@ -182,7 +126,7 @@ class JaxBatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if seed is not None or self._keys is None:
             self._keys = self._split_keys(int(self.np_random.integers(2**31)))
         self._episodes.begin()
-        self._vector, self._rest, observation, self._keys = self._start(self._keys)
+        self._vector, self._rest, observation, self._keys = self._compiled.start(self._keys)
         self.step_gradient = None
         return np.array(observation), {}
 
@@ -197,15 +141,17 @@ class JaxBatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if array.size != np.prod(shape):
             raise ValueError(f"Actions {shape} were expected, not an array {np.shape(actions)}.")
         inputs = self._require_state(), self._rest, jnp.asarray(array.reshape(shape)), self._keys
-        (vector, seen, rewards), (rest, over, keys) = self._step(*inputs)
+        (vector, seen, rewards), (rest, over, keys) = self._compiled.step(*inputs)
         # What is handed out may be written into; what JAX holds may not.
         observation, reward, terminated = np.array(seen), np.array(rewards), np.array(over)
-        self.step_gradient = JaxStepGradient(self._pull, inputs, vector, seen, rewards) if self.differentiable else None
+        self.step_gradient = None
+        if self.differentiable:
+            self.step_gradient = JaxStepGradient(self._compiled.pull, inputs, vector, seen, rewards)
         truncated = self._episodes.step(terminated)
         done, infos = terminated | truncated, {}
         if done.any():
             infos = final_infos(observation, done)
-            vector, rest, seen, keys = self._restart(done, keys, vector, rest, seen)
+            vector, rest, seen, keys = pick(done, self._compiled.start(keys), (vector, rest, seen, keys))
             observation = np.array(seen)
         self._vector, self._rest, self._keys = vector, rest, keys
         return observation, reward, terminated, truncated, infos
@@ -216,10 +162,9 @@ class JaxBatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._vector
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles go on as the original does, without its gradient, and compile anew."""
-        made = ("_start", "_step", "_restart", "_pull", "_layout")
+        """Copies and pickles go on as the original does, without its gradient."""
         keys = None if self._keys is None else jax.random.key_data(self._keys)
-        state = {name: value for name, value in self.__dict__.items() if name not in made}
+        state = {name: value for name, value in self.__dict__.items() if name != "_compiled"}
         return {**state, "step_gradient": None, "_keys": keys, "_memory": deque(maxlen=REMEMBERED)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -289,7 +234,7 @@ class JaxStepGradient:
         if next_state_bar is None:
             next_state_bar = next_obs_bar.new_zeros(self.next_vector.shape)
         pairs = ((next_state_bar, self.next_vector), (next_obs_bar, self.seen), (reward_bar, self.rewards))
-        with _in_sentences():
+        with in_sentences():
             pulled = self.pull(self.inputs, *(to_jax(bar, like) for bar, like in pairs))
         bars = [to_torch(bar).to(next_obs_bar) for bar in pulled]
         return bars[0], bars[1].reshape(len(self.rewards), -1)
@@ -309,26 +254,3 @@ def to_jax(tensor: th.Tensor, like: jax.Array) -> jax.Array:
 def to_torch(array: jax.Array) -> th.Tensor:
     """:return: the same memory, of which JAX must have no further use: it takes its arrays to be constant"""
     return th.from_dlpack(array)
-
-
-@contextmanager
-def _in_sentences() -> Iterator[None]:
-    """
-    What JAX raises while it traces, in a sentence that names the cure.
-
-    :raises ValueError: for float64 where JAX has none
-    :raises GradientChannelError: where the step cannot be differentiated backwards
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*requested dtype float64.*")
-        try:
-            yield
-        except UserWarning as error:
-            raise ValueError(f"The environment asks for float64, while JAX computes in float32: {X64}, or float32.") from error
-        except ValueError as error:
-            if "Reverse-mode differentiation" not in str(error):
-                raise
-            raise GradientChannelError(
-                "JAX cannot differentiate the step backwards, through a lax.while_loop or a fori_loop of unknown length: "
-                "write the loop as lax.scan (or as a fori_loop with fixed bounds)."
-            ) from error
