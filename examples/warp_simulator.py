@@ -11,14 +11,18 @@ import warp as wp
 from gippo_envs import FunctionalEnv, register_functional
 from sb3_gippo import GIPPO, check_differentiable_env, make_vec_env
 
+wp.config.quiet = True
+wp.init()
+
 
 @wp.kernel
 def swing(state: wp.array2d(dtype=wp.float64), torque: wp.array2d(dtype=wp.float64), out: wp.array2d(dtype=wp.float64)):
     i = wp.tid()
-    angle, speed = state[i, 0], state[i, 1]
+    angle = wp.float64(state[i, 0])
+    speed = wp.float64(state[i, 1])
     for _ in range(8):  # substeps
-        speed += wp.float64(0.00625) * (wp.float64(9.81) * wp.sin(angle) + wp.float64(6.0) * torque[i, 0])
-        angle += wp.float64(0.00625) * speed
+        speed = speed + wp.float64(0.00625) * (wp.float64(9.81) * wp.sin(angle) + wp.float64(6.0) * torque[i, 0])
+        angle = angle + wp.float64(0.00625) * speed
     out[i, 0] = angle
     out[i, 1] = speed
 

@@ -44,7 +44,7 @@ class Simulator:
 
 @pytest.mark.parametrize("normalized", [False, True])
 def test_action_gradients_through_the_real_rollout(normalized: bool) -> None:
-    env: Any = DifferentiableVecEnv(TorchSimulatorEnv(Simulator(), 5))
+    env: Any = DifferentiableVecEnv(TorchSimulatorEnv(Simulator(5), 4))
     env = VecNormalize(env) if normalized else env
     model, record = rollout(env, 12, policy_kwargs={"squash_actions": normalized})
     dones, truncated = np.array(record.dones), np.array(record.truncated)

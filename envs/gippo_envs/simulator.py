@@ -124,12 +124,14 @@ class TorchSimulatorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]
         simulator, on = self.simulator, self.differentiable
         state = simulator.get_state().detach().clone().requires_grad_(on)
         action = th.as_tensor(np.array(actions)).reshape(self.num_envs, -1).to(state.detach()).requires_grad_(on)
+        if not self._checked:
+            self._check_shape(state)
         with th.set_grad_enabled(on):
             # Clones, that a simulator may write into what it is given.
             simulator.set_state(state.clone())
             if not self._checked:
                 self._check_state(state)
-            seen, rewards, over = simulator.step(action.clone().reshape(self.num_envs, *self.single_action_space.shape))
+            seen, rewards, over = simulator.step(action.clone().reshape(self.action_space.shape or ()))
             following = simulator.get_state().clone()
         if on:
             self._check_graph(following, seen, rewards)
@@ -156,15 +158,18 @@ class TorchSimulatorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]
             self.simulator.set_state(th.where(where, self.simulator.get_state(), following))
         return fresh[done]
 
+    def _check_shape(self, state: th.Tensor) -> None:
+        """:raises ValueError: if the state is not (N, n)"""
+        if state.dim() != 2 or len(state) != self.num_envs or not state.is_floating_point():
+            raise ValueError(
+                f"{type(self.simulator).__name__}.get_state() has returned a tensor {tuple(state.shape)} of {state.dtype}; "
+                f"expected was one of floats ({self.num_envs}, n)."
+            )
+
     def _check_state(self, state: th.Tensor) -> None:
         """:raises ValueError: if the simulator is not in the state that was set"""
         self._checked = True
         name, found = type(self.simulator).__name__, self.simulator.get_state()
-        if state.dim() != 2 or len(state) != self.num_envs or not state.is_floating_point():
-            raise ValueError(
-                f"{name}.get_state() has returned a tensor {tuple(state.shape)} of {state.dtype}; expected was one of floats "
-                f"({self.num_envs}, n)."
-            )
         if found.shape != state.shape or not th.equal(found.detach(), state.detach()):
             raise ValueError(f"{name}.get_state() is not what was given to set_state(): they must read and write the same.")
         if state.requires_grad and not found.requires_grad:
@@ -174,8 +179,8 @@ class TorchSimulatorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]
         """:raises ValueError: if nothing a step returns hangs on a graph"""
         if not any(output.requires_grad for output in outputs):
             raise ValueError(
-                f"Nothing that {type(self.simulator).__name__}.step() gives depends on state and action by a graph: compute in "
-                "torch throughout, without .detach(), .item(), .numpy() or no_grad()."
+                f"Nothing that {type(self.simulator).__name__}.step() gives depends on state and action by a graph: compute "
+                "in torch throughout, without .detach(), .item(), .numpy() or no_grad()."
             )
 
 
