@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from sb3_gippo import DifferentiableVecEnv, TorchVecEnv, check_differentiable_ve
 from tests.reference import LinearQuadratic, difference_gradients
 from tests.test_action_gradients import assert_close, rollout
 
+CORE: Any = LinearQuadratic()
+
 
 class Simulator:
     """LinearQuadratic as an object that writes its state in place."""
@@ -23,17 +27,18 @@ class Simulator:
         self.observation_space, self.action_space = self.core.observation_space, self.core.action_space
         self.x = th.zeros(num_envs, 3, dtype=th.float64)
 
-    def reset(self, generator: th.Generator) -> th.Tensor:
-        self.x = self.core.initial_state(self.num_envs, generator)
-        return self.core.observe(self.x)
+    def reset(self, generator: th.Generator) -> Any:
+        self.x *= 0.0
+        self.x += self.core.initial_state(self.num_envs, generator)
+        return self.core.observe(self.x).numpy() if self.fault == "array" else self.core.observe(self.x)
 
-    def step(self, action: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def step(self, action: th.Tensor) -> Any:
         if self.fault == "numpy":
             self.x, action = self.x.detach(), action.detach()
         following, reward, terminated = self.core.step(self.x.clone(), action)
         self.x *= 0.0
         self.x += following
-        return self.core.observe(self.x), reward, terminated
+        return self.core.observe(self.x), reward, False if self.fault == "bool" else terminated
 
     def get_state(self) -> th.Tensor:
         return self.x[:, 0] if self.fault == "shape" else self.x
@@ -67,16 +72,48 @@ def test_the_checker_passes_it() -> None:
         ),
         ("other", r"get_state\(\) is not what was given to set_state\(\)"),
         ("cut", r"Simulator.set_state\(\) cuts the graph: keep the tensor"),
+        ("array", r"Simulator.reset\(\) has returned a ndarray; expected was a tensor"),
+        ("bool", r"Simulator.step\(\) has returned \(Tensor, Tensor, bool\); expected were three tensors"),
         ("numpy", r"Nothing that Simulator.step\(\) gives depends on state and action by a graph"),
     ],
 )
 def test_what_does_not_fit_ends_in_a_sentence(fault: str, sentence: str) -> None:
     env = TorchSimulatorEnv(Simulator(fault=fault), 5)
+    with pytest.raises(ValueError, match=sentence):
+        env.reset(seed=0)
+        for on in (False, True):  # a first step without gradients hides nothing
+            env.set_differentiable(on)
+            env.step(np.zeros((3, 2)))
+
+
+def test_a_reset_in_place_leaves_the_others_alone() -> None:
+    env = TorchSimulatorEnv(Simulator(3), 4, stagger=True)
     env.set_differentiable(True)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=sentence):
-        for _ in range(2):
-            env.step(np.zeros((3, 2)))
+    ended = 0
+    for _ in range(8):
+        _, _, terminated, truncated, _ = env.step(np.full((3, 2), 0.1))
+        done, gradient = terminated | truncated, env.step_gradient
+        assert gradient is not None and gradient.next_state is not None
+        same = (env.get_state() == gradient.next_state).all(axis=1)
+        np.testing.assert_array_equal(same, ~done)
+        np.testing.assert_array_equal(gradient.next_state, gradient.outputs[0].detach())
+        np.testing.assert_array_equal(
+            gradient.next_state, CORE.step(*map(th.from_numpy, (gradient.state, gradient.action)))[0]
+        )
+        ended += int(done.any() and not done.all())
+    assert ended > 2
+
+
+def test_it_can_be_copied_in_the_middle() -> None:
+    env = TorchSimulatorEnv(Simulator(2), 3)
+    env.set_differentiable(True)
+    env.reset(seed=0)
+    env.step(np.zeros((2, 2)))
+    twins = [copy.deepcopy(env), pickle.loads(pickle.dumps(env))]
+    outcomes = [np.concatenate([each.step(np.ones((2, 2)))[0] for _ in range(5)]) for each in (env, *twins)]
+    for outcome in outcomes[1:]:
+        np.testing.assert_array_equal(outcome, outcomes[0])
 
 
 def test_no_copies_on_the_cpu() -> None:

@@ -75,7 +75,11 @@ class TorchSimulatorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]
         self.step_gradient: GraphStepGradient | None = None
         """the derivative of the last step; ``None`` where it was made without, and after ``reset`` and ``set_state``"""
         self._generator: th.Generator | None = None
-        self._checked = False
+        self._checked: set[bool] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A graph can neither be copied nor pickled.
+        return {**self.__dict__, "step_gradient": None}
 
     @property
     def max_episode_steps(self) -> int | None:
@@ -113,7 +117,13 @@ class TorchSimulatorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]
         self._episodes.begin()
         self.step_gradient = None
         with th.no_grad():
-            return _array(self.simulator.reset(self._generator)), {}
+            observation: Any = self.simulator.reset(self._generator)
+            if not isinstance(observation, th.Tensor):
+                raise ValueError(
+                    f"{type(self.simulator).__name__}.reset() has returned a {type(observation).__name__}; expected was a "
+                    "tensor of observations (N, ...)."
+                )
+            return _array(observation), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """
@@ -129,9 +139,13 @@ class TorchSimulatorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]
         with th.set_grad_enabled(on):
             # Clones, that a simulator may write into what it is given.
             simulator.set_state(state.clone())
-            if not self._checked:
+            if on not in self._checked:
                 self._check_state(state)
-            seen, rewards, over = simulator.step(action.clone().reshape(self.action_space.shape or ()))
+            outcome = simulator.step(action.clone().reshape(self.action_space.shape or ()))
+            if on not in self._checked:
+                self._check_outcome(outcome)
+                self._checked.add(on)
+            seen, rewards, over = outcome
             following = simulator.get_state().clone()
         if on:
             self._check_graph(following, seen, rewards)
@@ -140,7 +154,8 @@ class TorchSimulatorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]
             self.step_gradient = GraphStepGradient.from_transition(made)
         else:
             self.step_gradient = None
-        simulator.set_state(following.detach())
+        # Once more a clone: a reset may write in place as well.
+        simulator.set_state(following.detach().clone())
         observation, terminated = _array(seen), _array(over)
         truncated = self._episodes.step(terminated)
         done, infos = terminated | truncated, {}
@@ -168,12 +183,21 @@ class TorchSimulatorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]
 
     def _check_state(self, state: th.Tensor) -> None:
         """:raises ValueError: if the simulator is not in the state that was set"""
-        self._checked = True
         name, found = type(self.simulator).__name__, self.simulator.get_state()
         if found.shape != state.shape or not th.equal(found.detach(), state.detach()):
             raise ValueError(f"{name}.get_state() is not what was given to set_state(): they must read and write the same.")
         if state.requires_grad and not found.requires_grad:
             raise ValueError(f"{name}.set_state() cuts the graph: keep the tensor it is given, without .detach() or .data.")
+
+    def _check_outcome(self, outcome: Any) -> None:
+        """:raises ValueError: if a step has not returned three tensors"""
+        kinds = [type(each).__name__ for each in outcome] if isinstance(outcome, tuple) else type(outcome).__name__
+        if kinds != ["Tensor"] * 3:
+            given = f"({', '.join(kinds)})" if isinstance(kinds, list) else f"a {kinds}"
+            raise ValueError(
+                f"{type(self.simulator).__name__}.step() has returned {given}; expected were three tensors, (observations, "
+                "rewards, terminated)."
+            )
 
     def _check_graph(self, *outputs: th.Tensor) -> None:
         """:raises ValueError: if nothing a step returns hangs on a graph"""
