@@ -17,12 +17,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from gippo_envs import BatchedEnv, SingleEnv
 from gippo_envs.core import transition
+from gippo_envs.step_gradient import GraphStepGradient
 from sb3_gippo import GIPPO, LRRP, PE, RP, RPO, check_differentiable_env
 from sb3_gippo.on_policy.gradient_ppo import GradientPPO
 from sb3_gippo.on_policy.policy_gradient import PolicyGradient
 from sb3_gippo.rollout.buffer import GradientRolloutBuffer
-from sb3_gippo.rollout.step_gradient import GraphStepGradient, states_of
-from sb3_gippo.vec_env.torch_vec_env import TorchVecEnv
+from sb3_gippo.rollout.step_gradient import states_of
+from sb3_gippo.vec_env import TorchVecEnv
 from tests.helpers import SETTINGS, SOLVERS, collected, logged
 from tests.reference import LinearQuadratic, linear_quadratic
 from tests.second_device import DEVICE, Elsewhere, second_device

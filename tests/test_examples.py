@@ -47,3 +47,9 @@ def test_hopper(tmp_path: Path) -> None:
     with Image.open(folder / "learning_curve.png") as curves, Image.open(folder / "hopper.gif") as gif:
         assert curves.size == (900, 600) and gif.n_frames > 5  # type: ignore[attr-defined]
     assert {file.name for file in folder.glob("*.zip")} == {"GI-PPO.zip", "PPO.zip"}
+
+
+def test_warp_simulator(tmp_path: Path) -> None:
+    printed = run("warp_simulator.py", tmp_path)
+    assert "derivatives at 15 transitions agree with central differences" in printed
+    assert "action_grad_norm" in printed

@@ -19,8 +19,8 @@ from sb3_gippo import GIPPO, GradientChannelError, check_differentiable_env
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("imageio")
 from sb3_gippo import MujocoGradient  # noqa: E402
+from sb3_gippo.differences.stencil import stencil  # noqa: E402
 from sb3_gippo.mujoco.coordinates import Coordinates  # noqa: E402
-from sb3_gippo.mujoco.stencil import stencil  # noqa: E402
 from tests.mujoco_task import Juggler  # noqa: E402
 
 TASKS: dict[str, Callable[[], gym.Env]] = {

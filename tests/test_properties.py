@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from gippo_envs.step_gradient import GraphStepGradient
 from sb3_gippo import GIPPO, make_vec_env
 from sb3_gippo.common.optimizers import copies
 from sb3_gippo.gippo.alpha_step import virtual_log_prob
@@ -18,7 +19,7 @@ from sb3_gippo.gippo.signal import read_signal
 from sb3_gippo.gippo.trust_region import kl_parts, natural_displacement, pull_back
 from sb3_gippo.rollout.adjoint import action_gradients
 from sb3_gippo.rollout.collector import rounding
-from sb3_gippo.rollout.step_gradient import DenseStepGradient, GraphStepGradient
+from sb3_gippo.rollout.step_gradient import DenseStepGradient
 
 settings.register_profile("suite", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")

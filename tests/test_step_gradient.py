@@ -13,8 +13,9 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from gippo_envs import BatchedEnv, SingleEnv
+from gippo_envs.step_gradient import GraphStepGradient
 from sb3_gippo import GIPPO, GradientChannelError, make_vec_env
-from sb3_gippo.rollout.step_gradient import KEYS, DenseStepGradient, GraphStepGradient, offered_step_gradient, states_of
+from sb3_gippo.rollout.step_gradient import KEYS, DenseStepGradient, offered_step_gradient, states_of
 from tests.reference import LinearQuadratic, linear_quadratic
 
 STATE, ACTION, OBSERVATION, N_ENVS = 3, 2, 4, 2

@@ -26,8 +26,9 @@ from stable_baselines3.common.results_plotter import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, VecVideoRecorder
 
 from gippo_envs.core import BatchedEnv, FunctionalEnv, SingleEnv
+from gippo_envs.step_gradient import GraphStepGradient
 from sb3_gippo import GIPPO, TorchVecEnv, make_vec_env
-from sb3_gippo.rollout.step_gradient import DenseStepGradient, GraphStepGradient
+from sb3_gippo.rollout.step_gradient import DenseStepGradient
 from tests.reference import Float64Policy, LinearQuadratic
 from tests.second_device import DEVICE, Elsewhere, second_device
 
@@ -160,7 +161,7 @@ def test_some_of_a_batch_cannot_be_changed_alone() -> None:
         env.set_attr("differentiable", True, indices=[1])
     env.env_method("set_differentiable", True, indices=[0, 1, 2])
     assert env.get_attr("differentiable", indices=[1, 2]) == [True, True]
-    with pytest.raises(ValueError, match=r"^A TorchVecEnv is one batched environment: .* some indices only\.$"):
+    with pytest.raises(ValueError, match=r"^A DifferentiableVecEnv is one batched environment: .* some indices only\.$"):
         env.env_method("get_state", indices=[0])
     assert env.has_attr("core") and not env.has_attr("nothing")
 

@@ -10,8 +10,17 @@ from typing import Any
 from gymnasium.envs.registration import register
 
 from gippo_envs.core import BatchedEnv, FunctionalEnv, SingleEnv, Transition
+from gippo_envs.simulator import TorchSimulator, TorchSimulatorEnv
 
-__all__ = ["BatchedEnv", "FunctionalEnv", "SingleEnv", "Transition", "register_functional"]
+__all__ = [
+    "BatchedEnv",
+    "FunctionalEnv",
+    "SingleEnv",
+    "TorchSimulator",
+    "TorchSimulatorEnv",
+    "Transition",
+    "register_functional",
+]
 
 
 def register_functional(

@@ -22,6 +22,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from gippo_envs.contract import check_core, check_initial_state, check_step
+from gippo_envs.episodes import Episodes, final_infos
+from gippo_envs.step_gradient import GraphStepGradient
 
 TORCH_DTYPES = {"float32": th.float32, "float64": th.float64}
 
@@ -327,13 +329,8 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     ):
         _check_render_mode(render_mode)
         self.core = _build(core, constants)
-        if num_envs != int(num_envs) or num_envs < 1:
-            raise ValueError(f"num_envs must be an integer of at least 1, not {num_envs}.")
+        self._episodes = Episodes(num_envs, max_episode_steps, stagger)
         self.num_envs = num_envs
-        if stagger and max_episode_steps is None:
-            raise ValueError("stagger spreads the environments over the time limit: give max_episode_steps as well.")
-        self.max_episode_steps = max_episode_steps
-        self.stagger = stagger
         self.render_mode = render_mode
         self.single_observation_space = self.core.observation_space
         self.single_action_space = self.core.action_space
@@ -349,8 +346,6 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.differentiable = differentiable
         self._generator: th.Generator | None = None
         self._state: th.Tensor | None = None
-        self._episode_steps = np.zeros(num_envs, dtype=np.int64)
-        self._head_start = np.zeros(num_envs, dtype=np.int64)
         self._reset_checked = self._step_checked = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -372,6 +367,27 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if not differentiable and self.transition is not None:
             self.transition = self.transition.detached()
 
+    @property
+    def max_episode_steps(self) -> int | None:
+        """:return: the time limit; ``None`` for none. It may be changed at any time, as by ``set_attr``."""
+        return self._episodes.max_episode_steps
+
+    @max_episode_steps.setter
+    def max_episode_steps(self, steps: int | None) -> None:
+        self._episodes.max_episode_steps = steps
+
+    @property
+    def stagger(self) -> bool:
+        """:return: whether first episodes are cut short"""
+        return self._episodes.stagger
+
+    @property
+    def step_gradient(self) -> GraphStepGradient | None:
+        """:return: of the last step; ``None`` where it was made without gradients, and after ``reset`` and ``set_state``"""
+        if self.transition is None or not self.transition.state.requires_grad:
+            return None
+        return GraphStepGradient.from_transition(self.transition)
+
     def get_state(self) -> np.ndarray:
         """:return: the differentiable states (num_envs, state_size)"""
         return _array(self._require_state())
@@ -390,9 +406,7 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         super().reset(seed=seed)
         if seed is not None or self._generator is None:
             self._generator = _generator(self.np_random, self.core.torch_device)
-        # The episode's clock does not start at 0 until a staggered environment has reached the time limit once.
-        self._head_start[:] = np.arange(self.num_envs) * (self.max_episode_steps or 0) // self.num_envs if self.stagger else 0
-        self._episode_steps[:] = self._head_start
+        self._episodes.begin()
         with th.no_grad():
             state = self.core.initial_state(self.num_envs, self._generator, options)
             if not self._reset_checked:
@@ -414,21 +428,13 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._step_checked = True
         self.transition = step = transition(self.core, state, sent, self.differentiable)
         self._state = step.next_state.detach()
-        self._episode_steps += 1
         terminated = _array(step.terminated)
-        if self.max_episode_steps is None:
-            truncated = np.zeros(self.num_envs, dtype=bool)
-        else:
-            truncated = (self._episode_steps >= self.max_episode_steps) & ~terminated
-        self._head_start[truncated] = 0
+        truncated = self._episodes.step(terminated)
         observation = _array(step.observation)
         infos: dict[str, Any] = {}
         done = terminated | truncated
         if done.any():
-            final = np.full(self.num_envs, None, dtype=object)
-            for index, last in zip(np.flatnonzero(done), observation[done]):
-                final[index] = last
-            infos = {"final_obs": final, "_final_obs": done, "final_info": {}, "_final_info": done.copy()}
+            infos = final_infos(observation, done)
             observation[done] = self._restart(done)
         return observation, _array(step.reward), terminated, truncated, infos
 
@@ -438,7 +444,6 @@ class BatchedEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         with th.no_grad():
             fresh = self.core.initial_state(int(done.sum()), self._generator)
             self._state = self._state.index_put((th.from_numpy(done).to(self.core.torch_device),), fresh)
-            self._episode_steps[done] = self._head_start[done]
             return _array(self.core.observe(fresh))
 
     def render(self) -> tuple[np.ndarray, ...] | None:

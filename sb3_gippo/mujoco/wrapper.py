@@ -7,7 +7,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled
 
 try:
@@ -16,17 +15,13 @@ try:
 except (ImportError, DependencyNotInstalled) as error:
     raise ImportError('MujocoGradient needs MuJoCo and imageio: pip install "sb3-gippo[mujoco]".') from error
 
+from sb3_gippo.differences.wrapper import COARSE_EPSILON, DifferenceGradient
 from sb3_gippo.mujoco.coordinates import PARTS, Coordinates
 from sb3_gippo.mujoco.memory import Memory
 from sb3_gippo.mujoco.replay import Replay
-from sb3_gippo.mujoco.stencil import stencil
-from sb3_gippo.rollout.step_gradient import GradientChannelError
-
-COARSE_EPSILON = 1e-4
-"""differences of at least this step may be taken through numbers rounded to float32"""
 
 
-class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
+class MujocoGradient(DifferenceGradient, gym.utils.RecordConstructorArgs):
     """
     Adds ``info["grad"]`` to a Gymnasium ``MujocoEnv`` task, whatever its rewards, observations and integrator: the task's own
     ``step`` is run from perturbed states and actions, and everything is put back before the real step is made. States,
@@ -49,6 +44,11 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         the task rounds to float32 what differences are taken of
     """
 
+    WHY_ANOTHER = (
+        "a wrapper inside of MujocoGradient changes actions, observations or rewards, or the task keeps what it depends on "
+        "where it cannot be put back (outside of the task, or with threads > 1 as views of MuJoCo's arrays)."
+    )
+
     def __init__(
         self,
         env: gym.Env,
@@ -60,30 +60,19 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         gym.utils.RecordConstructorArgs.__init__(
             self, differentiable=differentiable, central=central, epsilon=epsilon, threads=threads
         )
-        gym.Wrapper.__init__(self, env)
         task = env.unwrapped
         if not isinstance(task, MujocoEnv):
             raise TypeError(
                 f"MujocoGradient wraps tasks that derive from gymnasium.envs.mujoco.MujocoEnv; {type(task).__name__} does not."
             )
-        for name, space in (("actions", task.action_space), ("observations", task.observation_space)):
-            if not isinstance(space, spaces.Box):
-                raise TypeError(f"MujocoGradient needs {name} in a Box; those of {type(task).__name__} are a {space}.")
-        if epsilon <= 0 or threads < 1:
-            raise ValueError(f"epsilon must be positive and threads at least 1, not {epsilon} and {threads}.")
-        self.task = task
-        self.differentiable = differentiable
-        self.central = central
-        self.epsilon = epsilon
+        super().__init__(env, differentiable, central, epsilon)
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}.")
         self.threads = threads
         self._setup()
 
     def _setup(self) -> None:
-        space = self.task.action_space
-        assert isinstance(space, spaces.Box)
         self._coordinates = Coordinates(self.task.model)
-        unbounded = np.full(self._coordinates.size, np.inf)
-        self._bounds = np.concatenate([-unbounded, space.low.ravel()]), np.concatenate([unbounded, space.high.ravel()])
         self._replays = [Replay(self.task, self._coordinates, twin=self.threads > 1) for _ in range(self.threads)]
         self._memory = Memory(self._coordinates)
         self._precise = self.epsilon >= COARSE_EPSILON
@@ -94,10 +83,6 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if self.task.model is not self._coordinates.model:  # a task may load another one in its reset
             self._setup()
         return self._coordinates
-
-    def set_differentiable(self, differentiable: bool) -> None:
-        """Switch the gradient channel on or off, at any time."""
-        self.differentiable = differentiable
 
     def get_state(self) -> np.ndarray:
         """:return: the differentiable state x (n,)"""
@@ -125,78 +110,22 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
         mujoco.mj_getState(self.task.model, self.task.data, raw[0], PARTS)
         return self.coordinates.read(raw)[0]
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        if not self.differentiable:
-            return self.env.step(action)
-        grad = self._derivatives(np.array(action, dtype=np.float64))
-        outcome = self.env.step(action)
-        self._check("observation", grad["obs"], np.ravel(outcome[0]))
-        self._check("reward", grad["reward"], np.asarray(outcome[1]))
-        # Where a reward all but cancels, the solver's last digits would look like a change made by an outer wrapper.
-        grad["obs"], grad["reward"] = np.ravel(outcome[0]), np.asarray(outcome[1])
-        grad["next_state"] = self._read()
-        return *outcome[:4], {**outcome[4], "grad": grad}
-
-    def _check(self, name: str, taken_at: np.ndarray, real: np.ndarray) -> None:
-        """:raises GradientChannelError: if a gradient cannot be that of the step that was made"""
-        if taken_at.shape != real.shape or (np.abs(taken_at - real) > 1e-5 + 1e-4 * np.abs(real)).any():
-            raise GradientChannelError(
-                f"The step of {type(self.task).__name__}, made twice from the same state, gave another {name}: a wrapper "
-                "inside of MujocoGradient changes actions, observations or rewards, or the task keeps what it depends on "
-                "where it cannot be put back (outside of the task, or with threads > 1 as views of MuJoCo's arrays)."
-            )
-        if real.dtype.kind == "f" and real.dtype.itemsize < 8 and self.epsilon < COARSE_EPSILON:
-            raise GradientChannelError(self._too_coarse(f"returns its {name} as {real.dtype}"))
-
-    def _too_coarse(self, what: str) -> str:
-        return (
-            f"{type(self.task).__name__} {what}, which hides differences of {self.epsilon:.1e}: let it compute in float64, or "
-            "(less exact) wrap it by MujocoGradient(env, epsilon=1e-3, central=True)."
-        )
-
-    def _derivatives(self, action: np.ndarray) -> dict[str, np.ndarray]:
-        """:return: ``info["grad"]`` of the step that is about to be made"""
-        coordinates, (low, high) = self.coordinates, self._bounds
-        n, raw_size = coordinates.size, coordinates.raw_size
-        state = self._read()
-        z = np.concatenate([state, action.ravel()])
-        points, above, below, width = stencil(z, low, high, self.epsilon, self.central)
-        outcomes = self._outcomes(coordinates.raw(points[:, :n]), points[:, n:].reshape(-1, *action.shape), action)
-        values, states = outcomes[0, raw_size:], coordinates.read(outcomes[:, :raw_size])
-        outcomes = np.concatenate([states, outcomes[:, raw_size:]], axis=1)[1:]
-        by = ((outcomes[above] - outcomes[below]) / width[:, None]).T
-        return {
-            "state_state": by[:n, :n],
-            "state_action": by[:n, n:],
-            "obs_state": by[n:-1, :n],
-            "obs_action": by[n:-1, n:],
-            "reward_state": by[-1, :n],
-            "reward_action": by[-1, n:],
-            "state": state,
-            "action": action.ravel(),
-            "obs": values[:-1],
-            "reward": values[-1],
-        }
-
-    def _outcomes(self, raw: np.ndarray, actions: np.ndarray, action: np.ndarray) -> np.ndarray:
-        """
-        :param raw: states (p, nq + nv + na)
-        :param actions: (p, ...)
-        :param action: the step's own
-        :return: what the step itself gives, and what it would give from those states: see :meth:`Replay.step`, (1 + p, ...)
-        """
+    def _outcomes(self, points: np.ndarray, action: np.ndarray) -> np.ndarray:
+        coordinates = self.coordinates
+        raw, actions = coordinates.raw(points[:, : coordinates.size]), points[:, coordinates.size :]
         outcomes: list[Any] = [None] * len(raw)
 
         def run(index: int) -> None:
             for point in range(index, len(raw), self.threads):
-                outcomes[point] = self._replays[index].step(actions[point], raw[point])
+                outcomes[point] = self._replays[index].step(actions[point].reshape(action.shape), raw[point])
 
         try:
             for replay in self._replays:
                 replay.remember()
-            values = self._replays[0].step(action.copy())
+            first = self._replays[0]
+            values = first.step(action.copy())
             if not self._precise:
-                self._precise = self._takes_float64(action, values)
+                self._precise = self._takes_float64(lambda factor: (first.step(action * factor) != values).any())
             if self.threads == 1:
                 run(0)
             else:
@@ -204,18 +133,5 @@ class MujocoGradient(gym.Wrapper, gym.utils.RecordConstructorArgs):
                     list(pool.map(run, range(self.threads)))  # a list, to see what was raised
         finally:
             self._replays[0].restore()
-        return np.stack([values, *outcomes])
-
-    def _takes_float64(self, action: np.ndarray, values: np.ndarray) -> bool:
-        """
-        :param action: as sent, numbers that float32 can hold
-        :param values: what it gives
-        :return: whether the task was seen to react to changes that float32 would hide
-        :raises GradientChannelError: if it reacts to others only
-        """
-        replay = self._replays[0]
-        if (replay.step(action * (1 + 2**-27)) != values).any():
-            return True
-        if (replay.step(action * (1 + 2**-10)) != values).any():
-            raise GradientChannelError(self._too_coarse("rounds its actions to float32"))
-        return False
+        found, size = np.stack([values, *outcomes]), coordinates.raw_size
+        return np.concatenate([coordinates.read(found[:, :size]), found[:, size:]], axis=1)

@@ -1,4 +1,7 @@
+from sb3_gippo.vec_env.differentiable_vec_env import DifferentiableVecEnv
 from sb3_gippo.vec_env.make import make_vec_env
-from sb3_gippo.vec_env.torch_vec_env import TorchVecEnv
 
-__all__ = ["TorchVecEnv", "make_vec_env"]
+TorchVecEnv = DifferentiableVecEnv
+"""the name from before it took other environments than torch's"""
+
+__all__ = ["DifferentiableVecEnv", "TorchVecEnv", "make_vec_env"]

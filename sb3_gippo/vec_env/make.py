@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from gippo_envs import BatchedEnv
-from sb3_gippo.vec_env.torch_vec_env import TorchVecEnv
+from sb3_gippo.vec_env.differentiable_vec_env import DifferentiableVecEnv
 
 BATCHED = "gippo_envs.core:BatchedEnv"
 """where an environment of ``gippo_envs`` has its batched form"""
@@ -33,8 +32,9 @@ def make_vec_env(
     wrapper_kwargs: dict[str, Any] | None = None,
 ) -> VecEnv:
     """
-    Like SB3's ``make_vec_env``, with its arguments. An id that has a batched torch form becomes a :class:`TorchVecEnv`,
-    unless a ``vec_env_cls``, a wrapper, Monitor's arguments or ``render_mode="human"`` ask for separate environments.
+    Like SB3's ``make_vec_env``, with its arguments. An id that has a batched torch form, or is one of Gymnasium's functional
+    environments in JAX (``phys2d/Pendulum-v0``), becomes a :class:`DifferentiableVecEnv`, unless a ``vec_env_cls``, a wrapper,
+    Monitor's arguments or ``render_mode="human"`` ask for separate environments.
 
     :return: the vectorised environment
     """
@@ -61,32 +61,42 @@ def make_vec_env(
 
 def from_env_fns(env_fns: Sequence[Callable[[], gym.Env]]) -> VecEnv:
     """
-    In the place of ``DummyVecEnv``: a :class:`TorchVecEnv` if the functions make an environment that has a batched torch form
-    and wears nothing but SB3's ``Monitor``, whose csv file the batched one goes on with.
+    In the place of ``DummyVecEnv``: a :class:`DifferentiableVecEnv` if the functions make an environment that has a batched
+    form and wears nothing but SB3's ``Monitor``, whose csv file the batched one goes on with.
 
     :param env_fns: one function per environment, as SB3's ``make_vec_env`` makes them: all of the same environment
     :return: the vectorised environment
     """
     first = env_fns[0]()
-    spec = _batched_spec(first)
-    if spec is None:
+    batched = _batched(first, len(env_fns))
+    if batched is None:
         return DummyVecEnv([lambda: first, *env_fns[1:]])
     writer = first.get_wrapper_attr("results_writer")
     first.close()
-    env = gym.make_vec(spec, num_envs=len(env_fns))
-    assert isinstance(env, BatchedEnv)
-    vec_env = TorchVecEnv(env, None if writer is None else writer.file_handler.name)
+    vec_env = DifferentiableVecEnv(batched, None if writer is None else writer.file_handler.name)
     vec_env.action_space = first.action_space  # make_vec_env has seeded it
     return vec_env
 
 
-def _batched_spec(env: gym.Env) -> EnvSpec | None:
-    """:return: what to make the batched form of ``env`` from; ``None`` if it has none, or would lose what wraps ``env``"""
+def _batched(env: gym.Env, num_envs: int) -> Any:
+    """:return: the batched form of ``env``; ``None`` if it has none, or would lose what wraps ``env``"""
     if type(env) is not Monitor or env.info_keywords or env.reset_keywords:
         return None
     if isinstance(env.env, gym.wrappers.HumanRendering):  # Gymnasium's window shows one separate environment
         return None
     spec = env.env.spec
-    if spec is None or spec.additional_wrappers or spec.vector_entry_point != BATCHED:
+    if spec is None or spec.additional_wrappers:
         return None
-    return spec
+    if spec.vector_entry_point == BATCHED:
+        return gym.make_vec(spec, num_envs=num_envs)
+    if _is_functional_jax(env.unwrapped) and isinstance(env.action_space, gym.spaces.Box):
+        from sb3_gippo.jax import JaxBatchedEnv, from_func_env
+
+        return JaxBatchedEnv(from_func_env(env.unwrapped.func_env), num_envs, spec.max_episode_steps)  # type: ignore[attr-defined]
+    return None
+
+
+def _is_functional_jax(env: gym.Env) -> bool:
+    """:return: whether ``env`` is one of Gymnasium's functional environments, whose module only they import"""
+    module = sys.modules.get("gymnasium.envs.functional_jax_env")
+    return module is not None and isinstance(env, module.FunctionalJaxEnv)

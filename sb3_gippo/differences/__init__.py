@@ -1,0 +1,1 @@
+"""The gradient channel by finite differences of an environment's own step."""
