@@ -67,8 +67,8 @@ def read_signal(features: th.Tensor, noise: th.Tensor, whitened: th.Tensor, adva
 
     Rows are shortened to the advantages' spread first (the noise of one action cannot explain more than all noise does), then
     to :data:`ROW_LIMIT` mean rows. c = E[ε G] is what σ follows; the mean follows D, the projection of G - c ε on the
-    features. Of either, noise alone would make something: rank/(n - rank) times what the projection leaves, and the variance of
-    ε G over n. What exceeds it is signal, as a share f of |D|² and j of |c|² (the shrinkage of James and Stein).
+    features. Of either, noise alone would make something: rank/(n - rank) times what the projection leaves, and the variance
+    of ε G over n. What exceeds it is signal, as a share f of |D|² and j of |c|² (the shrinkage of James and Stein).
 
     A step along f D and ½ j c would gain f |D|² f + ½ j² |c|² by the gradients, and E[Â (f ε·D + ½ j (ε² - 1)·c)], the
     likelihood-ratio estimate, by the advantages: the agreement is their quotient. Compared along the step, and not sample by
