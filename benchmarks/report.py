@@ -34,12 +34,15 @@ PAPER = {
     "PaceCarD-v0": (137.1, 131.8, 131.2),
     "PaceCarE-v0": (44.4, 32.5, 22.8),
 }
-ALGORITHMS = ("gippo", "ppo", "rp")
+ALGORITHMS = ("gippo", "gippo-tuned", "ppo", "rp")
 """of the figures and the README's table"""
-ROWS = ("gippo", "gippo-published", "ppo", "rp", "rpo", "lr", "lrrp", "lrrp-per-step", "pe")
+BEFORE = "training_before.csv"
+"""runs of GI-PPO as it was when its settings were tuned for each problem"""
+ROWS = ("gippo", "gippo-tuned", "gippo-published", "ppo", "rp", "rpo", "lr", "lrrp", "lrrp-per-step", "pe")
 """of every problem's table"""
 NAMES = {
     "gippo": "GI-PPO",
+    "gippo-tuned": "GI-PPO before, tuned per problem",
     "ppo": "PPO (SB3)",
     "rp": "RP, decaying rate",
     "rpo": "RPO",
@@ -75,9 +78,10 @@ is the mean return of 256 episodes (MuJoCo: at least 32) of the final policy's m
 Tables of what is *changed* compare with GI-PPO as it is on the same seeds (in-phase PPO and RP with themselves).
 Seconds are wall-clock on two shared CPU cores, one torch thread a run. {versions}.
 
-`benchmarks/results/training_recheck.csv` has some of GI-PPO's runs once more, with its settings in `alpha_kwargs` and
-budgets that are spent once: De Jong, cart-pole and De Jong's function of a context end within the spread of those below
-(its seconds are of a loaded machine).
+*GI-PPO* has the same settings on every problem, its defaults; where its row is missing it has not been run yet. *GI-PPO
+before, tuned per problem* is an older version of it, with α-settings found for each problem (`training_before.csv`, where its
+ablations and its runs with corrupted gradients stand as well; `training_recheck.csv` has some of its runs once more). RP and
+GI-PPO (published) on cart-pole were run with the critic's fit of that time, squared errors in the returns' own unit.
 """
 Runs = dict[tuple[str, str], list[dict[str, str]]]
 
@@ -87,6 +91,8 @@ def load() -> Runs:
     runs: Runs = defaultdict(list)
     for row in (row for name in FILES for row in read(RESULTS / name)):
         runs[row["env"], row["algo"]].append(row)
+    for row in (row for row in read(RESULTS / BEFORE) if row["algo"] == "gippo"):
+        runs[row["env"], "gippo-tuned"].append(row)
     return runs
 
 
@@ -126,7 +132,7 @@ def passes(row: dict[str, str], value: float) -> float:
 
 def table(env_id: str, runs: Runs) -> list[str]:
     """:return: the lines of the algorithms' table, then those of GI-PPO changed, each beside GI-PPO as it is"""
-    there = [algo for algo in VARIANTS if (env_id, algo) in runs]
+    there = [algo for algo in dict.fromkeys((*ROWS, *VARIANTS)) if (env_id, algo) in runs]
     steps = int(runs[env_id, there[0]][0]["steps"])
     lines = [f"### {env_id}, {steps // 1000} k steps", ""]
     reference = PAPER.get(env_id)
@@ -207,14 +213,18 @@ def figure(env_ids: list[str], runs: Runs, path: Path, wall_clock: bool) -> None
 
 def summary(runs: Runs) -> list[str]:
     """:return: the lines of the README's table, best of GI-PPO, PPO and RP"""
-    lines = ["| | GI-PPO | PPO (SB3) | RP | the paper's GI-PPO | steps |", "|---|---|---|---|---|---|"]
-    for env_id in (env_id for suite in SUITES.values() for env_id in suite if (env_id, "gippo") in runs):
+    names = " | ".join(NAMES[algo] for algo in ALGORITHMS)
+    lines = [f"| | {names} | the paper's GI-PPO | steps |", "|---" * (len(ALGORITHMS) + 3) + "|"]
+    for env_id in (env_id for suite in SUITES.values() for env_id in suite):
+        there = [algo for algo in ALGORITHMS if (env_id, algo) in runs]
+        if not there:
+            continue
         cells = []
         for algo in ALGORITHMS:
             best = column(runs.get((env_id, algo), []), "best")
             cells.append(f"{short(best.mean())} ± {spread(best)} ({len(best)})" if len(best) else "–")
         reference = f"{PAPER[env_id][0]:g}" if env_id in PAPER else "–"
-        steps = int(runs[env_id, "gippo"][0]["steps"]) / 1000
+        steps = int(runs[env_id, there[0]][0]["steps"]) / 1000
         lines.append(f"| `{env_id}` | {' | '.join(cells)} | {reference} | {steps:.0f} k |")
     return lines
 
@@ -285,6 +295,7 @@ def main() -> None:
         "context": "Functions of a context",
         "cartpole": "Cart-pole swing-up",
         "traffic": "Pace car",
+        "robots": "Robots",
         "mujoco": "Gymnasium's MuJoCo tasks, with gradients by finite differences",
     }
     remarks = {

@@ -28,7 +28,6 @@ KEYS = {
     "rollout/ep_rew_mean": "mean return",
     "train/alpha": "α",
     "train/gradient_agreement": "agreement (slope)",
-    "train/alpha_contradicted": "contradicted batches",
     "train/action_grad_norm": "|dÂ/da|, mean",
     "train/action_grad_norm_max": "|dÂ/da|, largest",
 }
