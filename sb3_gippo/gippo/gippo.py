@@ -82,7 +82,8 @@ class GIPPO(GradientPPO):
         :class:`~sb3_gippo.gippo.published.PublishedSettings`
     :param action_gradient_lambda: λ of the advantage whose gradient is used; ``None`` for ``gae_lambda``
     :param critic_steps: Minibatch steps that fit the critic after each PPO update, in the place of its value loss (beside it
-        where actor and critic share features); 0 for the value loss alone. Windows without gradients are PPO's
+        where actor and critic share features); 0 for the value loss alone. In windows without gradients PPO's loss
+        has its ``vf_coef``
     :param critic_kwargs: Settings of these steps that differ from their defaults, see
         :class:`~sb3_gippo.on_policy.critic.CriticSettings`
     :param target_critic_tau: Advantages and their gradients take their values from a copy of the critic that follows it by
@@ -234,8 +235,11 @@ class GIPPO(GradientPPO):
         self.logger.record("train/alpha", self.alpha_step.alpha)
         self.logger.record("train/alpha_decision", self.alpha_step.no_gradients())
         with guarded_steps(self.policy.optimizer):
-            self._train_ppo()
-        self._fit_critic(batch)
+            super().train()
+        if self.vf_coef == 0:
+            self._fit_critic(batch)
+        elif self.target_critic is not None:
+            self.target_critic.follow()
 
     def _make_alpha_step(self, batch: GradientBatch, old: Gaussian, features: th.Tensor) -> tuple[Gaussian, Spent]:
         """

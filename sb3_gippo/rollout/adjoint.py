@@ -46,7 +46,7 @@ def action_gradients(
 
     With a limit L, x̄_t and ō_t are multiplied by c_t = min(1, L / |σ_t g_t|) before they go on: where the dynamics are
     chaotic, or a contact is hard, the gradient of what comes later explodes, and λ is lowered to λ c_t at that step, for that
-    environment. The value of the state that was reached, γ ∇V(o'_{t-1}), stays. What is not finite goes no further.
+    environment. The value of the state that was reached, γ ∇V(o'_{t-1}), stays.
 
     :param step_gradients: T of them
     :param action_scale: (T, n_envs, m), derivative of the environment's action by the policy's
@@ -78,9 +78,9 @@ def action_gradients(
         g, share = gradients[t], 1.0
         if limit is not None:
             size = (limit.std[t] * g).norm(dim=1, keepdim=True)
-            finite = size.isfinite()
-            share = (limit.size / size.clamp(min=1e-30)).clamp(max=1.0).where(finite, 0.0)
-            g, state_bar = share * g.where(finite, 0.0), share * state_bar.where(finite, 0.0)
+            # What is not finite stays so, for the caller to leave out.
+            share = (limit.size / size.clamp(min=1e-30)).clamp(max=1.0).where(size.isfinite(), 1.0)
+            g, state_bar = share * g, share * state_bar
         if t > 0 and goes_on_anywhere[t - 1]:
             # Where the episode goes on, o_t is o'_{t-1}; elsewhere the value is not used.
             obs_bar = policy_vjp(t, g) - share * value_gradients[t - 1]
