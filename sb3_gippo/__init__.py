@@ -19,6 +19,7 @@ from sb3_gippo.version import __version__
 
 if TYPE_CHECKING:
     from sb3_gippo.jax import JaxEnv as JaxEnv
+    from sb3_gippo.jax import from_brax as from_brax
     from sb3_gippo.jax import from_func_env as from_func_env
     from sb3_gippo.mujoco.wrapper import MujocoGradient as MujocoGradient
     from sb3_gippo.vec_env.jax_vec_env import JaxVecEnv as JaxVecEnv
@@ -49,6 +50,7 @@ LAZY = {
     "MujocoGradient": "sb3_gippo.mujoco.wrapper",
     "JaxEnv": "sb3_gippo.jax",
     "JaxVecEnv": "sb3_gippo.vec_env.jax_vec_env",
+    "from_brax": "sb3_gippo.jax",
     "from_func_env": "sb3_gippo.jax",
 }
 

@@ -8,6 +8,8 @@ import importlib
 import pickle
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from sb3_gippo import (
     JaxEnv,
     JaxVecEnv,
     check_differentiable_vec_env,
+    from_brax,
     from_func_env,
     make_vec_env,
 )
@@ -325,3 +328,71 @@ def test_without_jax_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ImportError, match=r'need jax: pip install "sb3-gippo\[jax\]"'):
         getattr(importlib.import_module("sb3_gippo"), "JaxVecEnv")  # noqa: B009
+
+
+@dataclass(frozen=True)
+class BraxState:
+    pipeline_state: Any
+    obs: Any
+    reward: Any
+    done: Any
+
+
+jax.tree_util.register_dataclass(BraxState)
+
+
+class LikeBrax:
+    """What Brax's environments have: a state of everything, and done as a float."""
+
+    observation_size: Any = 3
+    action_size = 2
+    backend = "spring"
+
+    def __init__(self, iterations: int = 4):
+        ranges = np.array([[-2.0, 2.0], [-1.0, 0.5]])
+        self.sys = SimpleNamespace(actuator=SimpleNamespace(ctrl_range=ranges), opt=SimpleNamespace(iterations=iterations))
+
+    def reset(self, key: jax.Array) -> BraxState:
+        state = reset(key)
+        return BraxState(state, observe(state), jnp.zeros(()), jnp.zeros(()))
+
+    def step(self, state: BraxState, action: jax.Array) -> BraxState:
+        following, reward, over = step(state.pipeline_state, action, jax.random.key(0))
+        return BraxState(following, observe(following), reward, over.astype(jnp.float32))
+
+
+def test_braxs_environments() -> None:
+    env = from_brax(LikeBrax())
+    assert env.action_space == spaces.Box(np.array([-2.0, -1.0], np.float32), np.array([2.0, 0.5], np.float32))
+    ours, own = JaxBatchedEnv(env, 2, 9), JaxBatchedEnv(linear(), 2, 9)
+    for one in (ours, own):
+        one.set_differentiable(True)
+        one.reset(seed=0)
+    for _ in range(9):
+        action = np.full((2, 2), 0.3, np.float32)
+        outcomes = [one.step(action) for one in (ours, own)]
+        for found, expected in zip(outcomes[0][:4], outcomes[1][:4]):
+            np.testing.assert_array_equal(found, expected)
+        bars = [one.step_gradient.vjp(None, th.ones(2, 3), th.ones(2))[1] for one in (ours, own) if one.step_gradient]
+        assert len(bars) == 2 and th.equal(*bars) and bars[0].any()
+
+
+def test_braxs_environments_that_do_not_fit() -> None:
+    several = LikeBrax()
+    several.observation_size = {"state": 3, "privileged": 9}
+    with pytest.raises(ValueError, match="must be one vector"):
+        from_brax(several)
+    mjx = LikeBrax(iterations=1)
+    from_brax(mjx)
+    mjx.backend = "mjx"
+    with pytest.warns(UserWarning, match="one iteration.* contacts are wrong"):
+        from_brax(mjx)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["reacher", "hopper"])
+def test_brax_itself(name: str, x64: None) -> None:
+    envs = pytest.importorskip("brax.envs")
+    env = from_brax(envs.get_environment(name, backend="spring"))
+    report = check_differentiable_vec_env(JaxBatchedEnv(env, 2, 5), n_episodes=1, max_steps=2)
+    assert report.transitions == 2

@@ -13,7 +13,7 @@ EXAMPLES = dict(re.findall(r"\n## ([^\n]*)\n(?:(?!\n## ).)*?```python\n(.*?)```"
 
 
 def test_the_page_has_them() -> None:
-    assert len(EXAMPLES) == PAGE.count("```python") == 5
+    assert len(EXAMPLES) == PAGE.count("```python\n") == 5
 
 
 @pytest.mark.parametrize("title", EXAMPLES)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from gymnasium import spaces
 from gymnasium.experimental.functional import FuncEnv
 
@@ -50,4 +52,40 @@ def from_func_env(env: FuncEnv, params: Any = None) -> JaxEnv:
         observe=lambda state: env.observation(state, None, chosen),
         observation_space=env.observation_space,  # type: ignore[arg-type]
         action_space=env.action_space,  # type: ignore[arg-type]
+    )
+
+
+def from_brax(env: Any) -> JaxEnv:
+    """
+    Brax's environments (``brax.envs.get_environment("hopper", backend="spring")``, without Brax's training wrappers), and
+    MuJoCo Playground's, which have the same functions.
+
+    :param env: ``reset(key)`` and ``step(state, action)`` return a state with ``obs``, ``reward`` and ``done``
+    :return: the same, as a :class:`JaxEnv`; actions are those the motors take, [-1, 1] where the environment does not tell
+    :raises ValueError: if its observations are not one vector
+    :warns UserWarning: if MJX's solver makes a single iteration
+    """
+    if not isinstance(env.observation_size, int):
+        raise ValueError(f"Observations are {env.observation_size}, and must be one vector: choose one of them in `observe`.")
+    model = getattr(env, "mjx_model", None) or getattr(env, "sys", None)
+    uses_mjx = hasattr(env, "mjx_model") or getattr(env, "backend", None) == "mjx"
+    if uses_mjx and model is not None and model.opt.iterations == 1:
+        warnings.warn(
+            "MJX's solver makes one iteration: it can be differentiated, but its contacts are wrong. Set `iterations` to 4 or "
+            "more, and let the solver loop by lax.scan, see docs/simulators.md.",
+            stacklevel=2,
+        )
+    actuator = getattr(model, "actuator", None)
+    bounds = np.tile([-1.0, 1.0], (env.action_size, 1)) if actuator is None else np.asarray(actuator.ctrl_range)
+
+    def step(state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Any, Any]:
+        following = env.step(state, action)
+        return following, following.reward, following.done > 0.5
+
+    return JaxEnv(
+        reset=env.reset,
+        step=step,
+        observe=lambda state: state.obs,
+        observation_space=spaces.Box(-np.inf, np.inf, (env.observation_size,), np.float32),
+        action_space=spaces.Box(bounds[:, 0].astype(np.float32), bounds[:, 1].astype(np.float32), dtype=np.float32),
     )
