@@ -7,7 +7,7 @@ JOBS ?= 2
 # PyPI's torch for Linux is a CUDA build of several GB; TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch's for the CPU.
 TORCH_INDEX ?=
 
-.PHONY: setup train test lint type format commit-checks
+.PHONY: setup train test test-simulators lint type format commit-checks
 
 setup: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ train: setup  ## GI-PPO against PPO on De Jong's function, under five minutes
 
 test: setup
 	$(RUN) -m pytest -n $(JOBS)
+
+test-simulators: setup  ## gradients through other people's JAX simulators, ten minutes; their packages are no part of an extra
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt brax flax mujoco-mjx
+	$(RUN) -m pytest tests/test_jax_simulators.py tests/test_jax.py tests/test_simulators_page.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -58,7 +58,7 @@ def freeze(policy: Any, what: str) -> None:
     "algorithm, kwargs",
     [
         (PPO, {}),
-        (GIPPO, {"critic_steps": 2, "policy_kwargs": {"state_dependent_std": True}}),
+        (GIPPO, {"critic_epochs": 2, "policy_kwargs": {"state_dependent_std": True}}),
         *[(GIPPO, {"alpha_solver": solver, "alpha": 0.1}) for solver in SOLVERS],
         (RP, {}),
     ],
@@ -106,7 +106,7 @@ class Blind(MlpPolicy):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_policy_may_ignore_the_observation_and_have_no_last_layer(solver: str) -> None:
-    model = small(policy=Blind, alpha_solver=solver, critic_steps=2, target_critic_tau=0.5).learn(4 * 32)
+    model = small(policy=Blind, alpha_solver=solver, critic_epochs=2, target_critic_tau=0.5).learn(4 * 32)
     assert model._has_gradients and is_finite(model)
     assert model.policy.mean.abs().item() > 1e-4  # type: ignore[operator, union-attr]
 

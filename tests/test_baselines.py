@@ -23,7 +23,7 @@ ITERATION = 4 * 8
 
 
 def small(algorithm: Any, env: VecEnv | None = None, **kwargs: Any) -> Any:
-    settings = {"n_steps": 8, "seed": 0, "device": "cpu", "critic_steps": 3, **kwargs}
+    settings = {"n_steps": 8, "seed": 0, "device": "cpu", "critic_epochs": 3, **kwargs}
     if algorithm is PE:
         settings = {"batch_size": 16, "n_epochs": 2, **settings}
     return algorithm("MlpPolicy", cartpole() if env is None else env, **settings)
@@ -80,7 +80,7 @@ def test_callbacks_are_called_and_may_stop_it(algorithm: Any, tmp_path: Path) ->
 def test_it_learns_a_map(algorithm: Any, learning_rate: float) -> None:
     env = make_vec_env("DeJongContext-v0", 64, seed=0)
     kwargs = {"batch_size": 64, "n_epochs": 2} if algorithm is PE else {}
-    model = algorithm("MlpPolicy", env, learning_rate, n_steps=1, critic_steps=1, seed=0, device="cpu", **kwargs)
+    model = algorithm("MlpPolicy", env, learning_rate, n_steps=1, critic_epochs=1, seed=0, device="cpu", **kwargs)
     model.learn(64)
     first = np.mean([episode["r"] for episode in model.ep_info_buffer])
     model.learn(64 * 40)
@@ -89,7 +89,7 @@ def test_it_learns_a_map(algorithm: Any, learning_rate: float) -> None:
 
 def test_lr_learns_without_gradients_and_asks_for_none() -> None:
     env = make_vec_env("DeJong-v0", 64, seed=0, env_kwargs={"dim": 2})
-    model = LR("MlpPolicy", env, 1e-2, n_steps=1, critic_steps=1, seed=0, device="cpu")
+    model = LR("MlpPolicy", env, 1e-2, n_steps=1, critic_epochs=1, seed=0, device="cpu")
     asked: list[bool] = []
     model.learn(64, callback=Strike(lambda: asked.append(env.get_attr("differentiable")[0]), 1))
     assert asked == [False]
@@ -163,7 +163,7 @@ class Dropping(MlpPolicy):
 
 @pytest.mark.parametrize("algorithm", POLICY_GRADIENTS)
 def test_layers_that_count_do_so_in_the_step_alone(algorithm: Any) -> None:
-    model = algorithm(Dropping, cartpole(), n_steps=8, critic_steps=1, seed=0, device="cpu").learn(2 * ITERATION)
+    model = algorithm(Dropping, cartpole(), n_steps=8, critic_epochs=1, seed=0, device="cpu").learn(2 * ITERATION)
     counted = model.policy.mlp_extractor.policy_net[2].num_batches_tracked.item()
     assert counted == (2 * model.n_epochs if algorithm is RPO else 2) and is_finite(model)
 

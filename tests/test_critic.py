@@ -50,7 +50,7 @@ class Noisy(MlpPolicy):
 
 
 def test_the_target_critic_is_evaluated_as_the_critic_is_and_takes_over_what_is_counted() -> None:
-    model = small(policy=Noisy, target_critic_tau=1.0, critic_steps=3).learn(3 * 32)
+    model = small(policy=Noisy, target_critic_tau=1.0, critic_epochs=3).learn(3 * 32)
     assert model.target_critic is not None
     observations = th.randn(20, 5, generator=th.Generator().manual_seed(0))
     model.policy.set_training_mode(False)
@@ -100,7 +100,7 @@ def test_advantages_and_their_gradients_are_of_the_target_critic(squash: bool) -
 def test_the_critics_fit_leaves_shared_features_and_the_actor_alone(algorithm: Any, solver: str) -> None:
     kwargs: dict[str, Any] = {"alpha_solver": solver, "batch_size": 16, "n_epochs": 1} if algorithm is GIPPO else {}
     kwargs["policy_kwargs"] = {"features_extractor_class": Features}
-    critic = {"critic_steps": 5, "critic_kwargs": {"learning_rate": 1e-2}}
+    critic = {"critic_epochs": 5, "critic_kwargs": {"learning_rate": 1e-2}}
     model = algorithm("MlpPolicy", cartpole(), n_steps=8, seed=0, device="cpu", **critic, **kwargs)
     moved: set[str] = set()
     fit = CriticFit.fit
@@ -143,7 +143,7 @@ def test_a_ppo_step_that_moves_shared_features_stays_in_the_trust_region_and_is_
         seed=0,
         device="cpu",
         vf_coef=0.5,
-        critic_steps=5,
+        critic_epochs=5,
         policy_kwargs={"features_extractor_class": Features},
         **kwargs,
     )
@@ -161,7 +161,7 @@ def test_the_critics_rate_is_a_schedule_of_its_own(algorithm: Any) -> None:
     def learn(**kwargs: Any) -> list[float]:
         rates.clear()
         kwargs.update({"batch_size": 32, "n_epochs": 1} if algorithm is GIPPO else {})
-        model = algorithm("MlpPolicy", cartpole(), n_steps=8, critic_steps=1, seed=0, device="cpu", **kwargs)
+        model = algorithm("MlpPolicy", cartpole(), n_steps=8, critic_epochs=1, seed=0, device="cpu", **kwargs)
         model.learn(4 * 32, callback=lambda locals_, _: rates.append(logged(model).get("train/critic_learning_rate")) or True)
         return [*dict.fromkeys(rate for rate in rates if rate is not None)]
 
@@ -203,7 +203,7 @@ def test_the_critics_fit_leaves_running_statistics_that_the_actor_shares_alone()
             super().__init__(observation_space)
             self.layer = th.nn.Sequential(self.layer, th.nn.BatchNorm1d(6))  # type: ignore[assignment]
 
-    model = collected(small(critic_steps=20, policy_kwargs={"features_extractor_class": Normed}))
+    model = collected(small(critic_epochs=20, policy_kwargs={"features_extractor_class": Normed}))
     observations = th.randn(10, 5, generator=th.Generator().manual_seed(0))
     model.policy.set_training_mode(False)
     with th.no_grad():

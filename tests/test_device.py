@@ -36,7 +36,7 @@ ITERATION = N_ENVS * SETTINGS["n_steps"]
 OBSERVATIONS = np.random.default_rng(0).normal(size=(5, 3))
 FULL: dict[str, Any] = {
     **{name: SETTINGS[name] for name in ("n_steps", "seed")},
-    "critic_steps": 2,
+    "critic_epochs": 2,
     "critic_kwargs": {"n_windows": 2},
     "target_critic_tau": 0.5,
 }

@@ -38,7 +38,7 @@ class Unbounded(LinearQuadratic):
 def linear_quadratic_model(algorithm: type[PolicyGradient], n_envs: int, values: bool = True, **kwargs: Any) -> Any:
     """A model with a linear actor and a critic whose values may all be 0, and one window of whole episodes in its buffer."""
     env = TorchVecEnv(BatchedEnv(Unbounded, n_envs, max_episode_steps=STEPS))
-    settings: dict[str, Any] = {"n_steps": STEPS, "critic_steps": 0, "seed": 0, "device": "cpu", **kwargs}
+    settings: dict[str, Any] = {"n_steps": STEPS, "critic_epochs": 0, "seed": 0, "device": "cpu", **kwargs}
     network = {"net_arch": {"pi": [], "vf": [8]}, "log_std_init": -0.5}
     model: Any = algorithm(Float64Policy, env, policy_kwargs=network, **settings)
     with th.no_grad():

@@ -33,7 +33,7 @@ OURS = [
     "alpha_solver",
     "alpha_kwargs",
     "action_gradient_lambda",
-    "critic_steps",
+    "critic_epochs",
     "critic_kwargs",
     "target_critic_tau",
 ]
@@ -77,7 +77,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"alpha_kwargs": {"learning_rate": "fast"}}, r"`alpha_kwargs: learning_rate` must be a number .*, not 'fast'"),
     ({"alpha_kwargs": {"bias_z": -1.0}}, r"`alpha_kwargs: bias_z` must be a number .*, not -1.0"),
     ({"action_gradient_lambda": 1.1}, r"`action_gradient_lambda` must be a number between 0 and 1 .*, not 1.1"),
-    ({"critic_steps": None}, r"`critic_steps` must be an integer of at least 0, not None"),
+    ({"critic_epochs": None}, r"`critic_epochs` must be an integer of at least 0, not None"),
     ({"critic_kwargs": {"n_windows": 0}}, r"`critic_kwargs: n_windows` must be an integer of at least 1, not 0"),
     (
         {"critic_kwargs": {"windows": 2}},
@@ -190,7 +190,7 @@ def fitted(
     :return: the model, the rollout as it was collected, and mean and σ of the old policy and its values
     """
     kwargs = {"policy": Float64Policy, "n_steps": 16, "learning_rate": 0.0, "alpha": 0.5, "alpha_solver": solver, **kwargs}
-    kwargs["critic_steps"] = 0
+    kwargs["critic_epochs"] = 0
     model = small(**kwargs)
     collected(model)
     model.rollout_buffer.advantages *= advantages_sign

@@ -100,7 +100,7 @@ def test_gradients_of_any_size_do_no_harm(solver: str) -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_gradients_that_vanish_leave_the_alpha_step_out(solver: str) -> None:
     env = make_vec_env("DeJong-v0", 16, seed=0)
-    model = small(env, n_steps=1, alpha_solver=solver, learning_rate=0.0, critic_steps=0)
+    model = small(env, n_steps=1, alpha_solver=solver, learning_rate=0.0, critic_epochs=0)
     with th.no_grad():  # every action is clipped, and a clip has no gradient
         model.policy.action_net.bias.fill_(50.0)
     before = [parameter.clone() for parameter in model.policy.parameters()]
@@ -114,7 +114,7 @@ def test_gradients_that_vanish_leave_the_alpha_step_out(solver: str) -> None:
 def test_an_iteration_whose_alpha_fell_to_zero_is_ppos_and_still_judges_the_gradients() -> None:
     kwargs: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
     theirs = PPO("MlpPolicy", poisoned(0.0, set()), **kwargs).learn(32)
-    ours = GIPPO("MlpPolicy", poisoned(0.0, set()), alpha_kwargs={"kl": 1e3, "std_kl": 1e3}, critic_steps=0, **kwargs)
+    ours = GIPPO("MlpPolicy", poisoned(0.0, set()), alpha_kwargs={"kl": 1e3, "std_kl": 1e3}, critic_epochs=0, **kwargs)
     ours._setup_learner()
     assert ours.alpha_step is not None
     controller = ours.alpha_step.controller
@@ -187,14 +187,14 @@ def blown(factor: float) -> DummyVecEnv:
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning", "ignore:Not one action gradient:UserWarning")
 def test_without_usable_gradients_an_update_that_overflows_is_left_out(solver: str) -> None:
-    model = small(blown(1e36), alpha_solver=solver, critic_steps=2).learn(3 * 32)
+    model = small(blown(1e36), alpha_solver=solver, critic_epochs=2).learn(3 * 32)
     assert not model._has_gradients and is_finite(model)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.filterwarnings("ignore:Not one action gradient:UserWarning")
 def test_the_critic_is_trained_without_usable_gradients_as_well(solver: str) -> None:
-    model = small(blown(1.0), alpha_solver=solver, critic_steps=2, vf_coef=0.0)
+    model = small(blown(1.0), alpha_solver=solver, critic_epochs=2, vf_coef=0.0)
     before = model.policy.value_net.weight.detach().clone()
     model.learn(32)
     assert not model._has_gradients and not th.equal(model.policy.value_net.weight, before)

@@ -364,6 +364,7 @@ class LikeBrax:
 def test_braxs_environments() -> None:
     env = from_brax(LikeBrax())
     assert env.action_space == spaces.Box(np.array([-2.0, -1.0], np.float32), np.array([2.0, 0.5], np.float32))
+    assert env.observation_space == box(3)
     ours, own = JaxBatchedEnv(env, 2, 9), JaxBatchedEnv(linear(), 2, 9)
     for one in (ours, own):
         one.set_differentiable(True)
@@ -377,6 +378,13 @@ def test_braxs_environments() -> None:
         assert len(bars) == 2 and th.equal(*bars) and bars[0].any()
 
 
+def test_braxs_environments_in_float64(x64: None) -> None:
+    env = from_brax(LikeBrax())
+    assert env.observation_space.dtype == env.action_space.dtype == np.float64
+    report = check_differentiable_vec_env(JaxBatchedEnv(env, 2, 5), n_episodes=1, max_steps=3)
+    assert report.transitions == 3
+
+
 def test_braxs_environments_that_do_not_fit() -> None:
     several = LikeBrax()
     several.observation_size = {"state": 3, "privileged": 9}
@@ -387,12 +395,3 @@ def test_braxs_environments_that_do_not_fit() -> None:
     mjx.backend = "mjx"
     with pytest.warns(UserWarning, match="one iteration.* contacts are wrong"):
         from_brax(mjx)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["reacher", "hopper"])
-def test_brax_itself(name: str, x64: None) -> None:
-    envs = pytest.importorskip("brax.envs")
-    env = from_brax(envs.get_environment(name, backend="spring"))
-    report = check_differentiable_vec_env(JaxBatchedEnv(env, 2, 5), n_episodes=1, max_steps=2)
-    assert report.transitions == 2

@@ -28,7 +28,7 @@ class Own(MlpPolicy):
 
 @pytest.mark.parametrize("kwargs", [{"alpha": 0}, {}, {"alpha_solver": "published"}])
 def test_a_policys_own_optimizer_is_kept(kwargs: dict[str, Any]) -> None:
-    model = small(policy=Own, critic_steps=0, **kwargs)
+    model = small(policy=Own, critic_epochs=0, **kwargs)
     optimizer = model.policy.optimizer
     hidden = model.policy.mlp_extractor.value_net[0].weight.detach().clone()
     model.learn(3 * 32)
@@ -181,7 +181,7 @@ def test_budgets_and_rates_are_constant_unless_a_schedule_says_otherwise() -> No
 
 
 def test_the_rates_that_are_used_are_logged() -> None:
-    model = small(learning_rate=0.05, critic_steps=1, critic_kwargs={"learning_rate": 2e-3}, alpha_kwargs={"kl": 1e-3})
+    model = small(learning_rate=0.05, critic_epochs=1, critic_kwargs={"learning_rate": 2e-3}, alpha_kwargs={"kl": 1e-3})
     model.learn(6 * 32)
     signals = logged(model)
     step: Any = model.alpha_step
@@ -194,7 +194,7 @@ def test_learning_in_many_calls_ends_where_one_call_ends() -> None:
     ends = []
     for calls in (1, 8):
         env = make_vec_env("DeJong-v0", 16, seed=1)
-        model = GIPPO("MlpPolicy", env, n_steps=1, batch_size=16, n_epochs=2, critic_steps=2, seed=3, device="cpu")
+        model = GIPPO("MlpPolicy", env, n_steps=1, batch_size=16, n_epochs=2, critic_epochs=2, seed=3, device="cpu")
         for call in range(calls):
             model.learn(16 * 40 // calls, reset_num_timesteps=call == 0)
         ends.append([p.detach().clone() for p in model.policy.parameters()])
@@ -230,7 +230,7 @@ def test_a_fit_that_is_not_finite_is_undone_and_ppo_goes_on(solver: str) -> None
             {"alpha_solver": "published", "alpha_kwargs": {"learning_rate": lambda progress: np.inf}},
             "alpha_kwargs: learning_rate",
         ),
-        ({"critic_steps": 1, "critic_kwargs": {"learning_rate": lambda progress: np.nan}}, "critic_kwargs: learning_rate"),
+        ({"critic_epochs": 1, "critic_kwargs": {"learning_rate": lambda progress: np.nan}}, "critic_kwargs: learning_rate"),
     ],
 )
 def test_a_schedule_that_gives_no_number_is_named(kwargs: dict[str, Any], name: str) -> None:

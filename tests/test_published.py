@@ -148,7 +148,7 @@ def published(n_steps: int = 8, **kwargs: Any) -> GIPPO:
         "n_epochs": 1,
         "max_grad_norm": MAX_NORM,
         "vf_coef": 0.0,
-        "critic_steps": 0,
+        "critic_epochs": 0,
         "alpha_solver": "published",
         "policy_kwargs": {**network, "squash_actions": True, "optimizer_kwargs": {"eps": 1e-8}},
     }

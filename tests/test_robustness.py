@@ -20,7 +20,7 @@ from tests import helpers
 from tests.helpers import Strike, interrupt, is_finite
 from tests.reference import LinearQuadratic
 
-SETTINGS: dict[str, Any] = {**helpers.SETTINGS, "critic_steps": 2, "seed": 1}
+SETTINGS: dict[str, Any] = {**helpers.SETTINGS, "critic_epochs": 2, "seed": 1}
 
 
 @dataclass
@@ -91,7 +91,7 @@ def test_rows_without_finite_gradient_are_dropped_and_counted(make: Any, slope: 
 @pytest.mark.parametrize("solver", ["trust_region", "published"])
 def test_a_batch_without_any_finite_gradient_is_ppos_and_lowers_alpha(solver: str) -> None:
     with pytest.warns(UserWarning, match="Not one action gradient of this window is finite"):
-        model, logged = train(graph(slope=np.nan, above=-np.inf), alpha_solver=solver, critic_steps=0)
+        model, logged = train(graph(slope=np.nan, above=-np.inf), alpha_solver=solver, critic_epochs=0)
     assert logged["train/nonfinite_grad_fraction"] == 1 and logged["train/alpha_decision"] == "no_gradients"
     assert model.alpha_step is not None
     assert model.alpha_step.alpha == pytest.approx(model.alpha / 1.1**3)
@@ -126,7 +126,7 @@ def test_numbers_that_are_not_finite_stop_training_before_the_parameters_take_th
 @pytest.mark.parametrize("value", [1e25, 2e37])
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_enormous_rewards_do_no_harm(value: float, solver: str) -> None:
-    train(dense(fault="reward", value=value, above=-np.inf), alpha_solver=solver, critic_steps=0)
+    train(dense(fault="reward", value=value, above=-np.inf), alpha_solver=solver, critic_epochs=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")

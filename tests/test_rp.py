@@ -15,7 +15,7 @@ from sb3_gippo.on_policy.actor import gaussian
 
 
 def test_it_ascends_the_reparameterised_return() -> None:
-    model = RP("MlpPolicy", make_vec_env("CartPoleSwingUp-v0", 4, seed=0), 1e-3, 8, critic_steps=0, seed=0, device="cpu")
+    model = RP("MlpPolicy", make_vec_env("CartPoleSwingUp-v0", 4, seed=0), 1e-3, 8, critic_epochs=0, seed=0, device="cpu")
     before = [p.detach().clone() for p in model.policy.parameters()]
     gradients: list[th.Tensor] = []
 
@@ -44,7 +44,7 @@ def test_it_ascends_the_reparameterised_return() -> None:
 
 def test_it_learns_a_map_and_goes_on_after_loading(tmp_path: Path) -> None:
     env = make_vec_env("DeJongContext-v0", 64, seed=0)
-    model = RP("MlpPolicy", env, 1e-2, n_steps=1, critic_steps=2, target_critic_tau=0.5, seed=0, device="cpu").learn(64 * 150)
+    model = RP("MlpPolicy", env, 1e-2, n_steps=1, critic_epochs=2, target_critic_tau=0.5, seed=0, device="cpu").learn(64 * 150)
     assert evaluate_policy(model, env, 128, warn=False)[0] > -2.0
     model.save(tmp_path / "rp")
     loaded = RP.load(tmp_path / "rp", env=env, device="cpu")

@@ -17,7 +17,7 @@ from tests.helpers import SOLVERS, assert_same_learner, cartpole
 
 ITERATION = 4 * 16
 SETTINGS: dict[str, Any] = {**helpers.SETTINGS, "n_steps": 16, "batch_size": 32, "alpha": 0.1}
-CRITIC = {"critic_steps": 3, "critic_kwargs": {"n_windows": 4}}
+CRITIC = {"critic_epochs": 3, "critic_kwargs": {"n_windows": 4}}
 
 
 def go_on(model: GIPPO, env: VecEnv) -> GIPPO:
@@ -81,7 +81,7 @@ def test_predicting_needs_no_environment_but_learning_says_it_does(tmp_path: Pat
     [
         {"learning_rate": 1e-4, "n_epochs": 3},
         {"alpha_kwargs": {"kl": 0.5, "n_iterations": 2}},
-        {"critic_steps": 2, "critic_kwargs": {"n_windows": 3}},
+        {"critic_epochs": 2, "critic_kwargs": {"n_windows": 3}},
     ],
 )
 def test_other_hyperparameters_can_be_given_at_loading(kwargs: dict[str, Any], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sb3_gippo import GIPPO, RP
 from sb3_gippo.common.saving import LEARNER, replacing
 from tests.helpers import SETTINGS, SOLVERS, assert_same_learner, cartpole, small
 
-MEMORY: dict[str, Any] = {"critic_steps": 2, "critic_kwargs": {"n_windows": 8, "batch_size": 16}}
+MEMORY: dict[str, Any] = {"critic_epochs": 2, "critic_kwargs": {"n_windows": 8, "batch_size": 16}}
 
 
 @pytest.mark.parametrize("kwargs", [{}, MEMORY, {"policy_kwargs": {"net_arch": [256, 256]}}])
@@ -78,7 +78,7 @@ def test_ppos_file_is_loaded_and_goes_on_with_gradients(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kwargs", [{"alpha": 0}, {}, {"alpha_solver": "published"}, {"policy_kwargs": {"layer_norm": True}}])
 def test_ppo_loads_our_file_and_goes_on(kwargs: dict[str, Any], tmp_path: Path) -> None:
-    ours = small(critic_steps=1, **kwargs).learn(2 * 32)
+    ours = small(critic_epochs=1, **kwargs).learn(2 * 32)
     ours.save(tmp_path / "gippo")
     theirs = PPO.load(tmp_path / "gippo", env=cartpole(), device="cpu")
     observations = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
@@ -89,7 +89,7 @@ def test_ppo_loads_our_file_and_goes_on(kwargs: dict[str, Any], tmp_path: Path) 
 
 
 def test_open_files_serve_as_well() -> None:
-    model = small(critic_steps=0).learn(2 * 32)
+    model = small(critic_epochs=0).learn(2 * 32)
     file = io.BytesIO()
     model.save(file)
     file.seek(0)
@@ -182,7 +182,7 @@ def test_names_may_be_long_and_pipes_are_written_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_hyperparameters_may_be_numpys(solver: str, tmp_path: Path) -> None:
     settings = {"factor": np.float64(1.2), "max_alpha": np.float64(0.31), "learning_rate": np.float32(0.01)}
-    critic: dict[str, Any] = {"critic_steps": np.int64(1), "critic_kwargs": {"learning_rate": np.float32(1e-3)}}
+    critic: dict[str, Any] = {"critic_epochs": np.int64(1), "critic_kwargs": {"learning_rate": np.float32(1e-3)}}
     model = small(alpha=np.float64(0.3), alpha_solver=solver, alpha_kwargs=settings, **critic).learn(3 * 32)
     model.save(tmp_path / "model", include=["critic_fit"])
     assert_same_learner(GIPPO.load(tmp_path / "model", env=cartpole(), device="cpu"), model)

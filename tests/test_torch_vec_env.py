@@ -263,7 +263,7 @@ class InPhaseSingle(SingleEnv):
 def test_dense_and_graph_train_the_same_policy(normalize: bool) -> None:
     def train(env: VecEnv, steps: int) -> GIPPO:
         env = VecNormalize(env) if normalize else env
-        settings: dict[str, Any] = {"n_steps": 10, "batch_size": 20, "n_epochs": 3, "critic_steps": 4, "seed": 1}
+        settings: dict[str, Any] = {"n_steps": 10, "batch_size": 20, "n_epochs": 3, "critic_epochs": 4, "seed": 1}
         return GIPPO(Float64Policy, env, device="cpu", **settings).learn(steps)
 
     singles: Any = [lambda i=i: gym.wrappers.TimeLimit(InPhaseSingle(i), 6) for i in range(4)]
@@ -417,7 +417,7 @@ class Copying(BaseCallback):
 def test_it_can_be_copied_during_training_and_after_it(tmp_path: Path) -> None:
     def train(callback: BaseCallback | None) -> GIPPO:
         env = TorchVecEnv(BatchedEnv(LinearQuadratic, 4, 6, stagger=True), str(tmp_path / f"{callback is None}.monitor.csv"))
-        model = GIPPO(Float64Policy, env, n_steps=10, batch_size=20, n_epochs=1, critic_steps=1, seed=1, device="cpu")
+        model = GIPPO(Float64Policy, env, n_steps=10, batch_size=20, n_epochs=1, critic_epochs=1, seed=1, device="cpu")
         return model.learn(80, callback)
 
     callback = Copying()

@@ -70,7 +70,7 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = zoo(folder, f"{TRAIN} -n 640 --eval-freq 128 --seed 1 -P -tb tensorboard")
     assert "alpha_decision" in output  # gradients were used
     alpha = "alpha_kwargs:dict(kl=1e-12,std_kl=1e-12,learning_rate=\\'lin_1e-12\\')"
-    nothing = f"-params learning_rate:1e-12 critic_steps:0 {alpha}"
+    nothing = f"-params learning_rate:1e-12 critic_epochs:0 {alpha}"
     output = zoo(folder, f"{TRAIN} -n 640 --eval-freq 128 --seed 2 -i logs/gippo/DeJong-v0_1/DeJong-v0.zip {nothing}")
     assert "Loading pretrained agent" in output
     return folder
@@ -280,7 +280,7 @@ def test_every_entry_of_our_files_trains(tmp_path: Path) -> None:
     commands = []
     for file in hyperparams_dir().glob("*.yml"):
         algo, _, other = file.stem.partition("_")
-        shorter = {"batch_size": 4, "n_epochs": 1, "critic_steps": 1}.items()
+        shorter = {"batch_size": 4, "n_epochs": 1, "critic_epochs": 1}.items()
         taken = inspect.signature(ALGORITHMS[algo]).parameters
         small = " ".join(["n_envs:2 n_steps:2", *(f"{key}:{value}" for key, value in shorter if key in taken)])
         entries = yaml.safe_load(file.read_text())

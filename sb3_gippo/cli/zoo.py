@@ -47,7 +47,7 @@ SEARCH: dict[str, Callable[[optuna.Trial], Any]] = {
     "std_kl": lambda trial: trial.suggest_float("std_kl", 1e-4, 1.0, log=True),
     "max_action_grad_norm": lambda trial: trial.suggest_categorical("max_action_grad_norm", [None, 0.2, 1.0]),
     "action_gradient_lambda": lambda trial: trial.suggest_float("action_gradient_lambda", 0.3, 1.0),
-    "critic_steps": lambda trial: trial.suggest_categorical("critic_steps", [0, 16, 64]),
+    "critic_epochs": lambda trial: trial.suggest_categorical("critic_epochs", [0, 1, 4]),
     "critic_windows": lambda trial: trial.suggest_int("critic_windows", 1, 8),
     "radius": lambda trial: trial.suggest_float("radius", 0.05, 1.0, log=True),
     "n_neighbours": lambda trial: trial.suggest_int("n_neighbours", 1, 4),

@@ -81,10 +81,10 @@ class GIPPO(GradientPPO):
         :class:`~sb3_gippo.gippo.trust_region.TrustRegionSettings` and
         :class:`~sb3_gippo.gippo.published.PublishedSettings`
     :param action_gradient_lambda: λ of the advantage whose gradient is used; ``None`` for ``gae_lambda``
-    :param critic_steps: Minibatch steps that fit the critic after each PPO update, in the place of its value loss (beside it
-        where actor and critic share features); 0 for the value loss alone. In windows without gradients PPO's loss
-        has its ``vf_coef``
-    :param critic_kwargs: Settings of these steps that differ from their defaults, see
+    :param critic_epochs: Passes over the last windows that fit the critic after each PPO update, in the place of PPO's value
+        loss (beside it where actor and critic share features); 0 for the value loss alone. In windows without
+        gradients PPO's loss has its ``vf_coef``
+    :param critic_kwargs: Settings of this fit that differ from their defaults, see
         :class:`~sb3_gippo.on_policy.critic.CriticSettings`
     :param target_critic_tau: Advantages and their gradients take their values from a copy of the critic that follows it by
         this share after every update; ``None`` for the critic itself
@@ -122,7 +122,7 @@ class GIPPO(GradientPPO):
         alpha_solver: str = "trust_region",
         alpha_kwargs: dict[str, Any] | None = None,
         action_gradient_lambda: float | None = None,
-        critic_steps: int = 64,
+        critic_epochs: int = 4,
         critic_kwargs: dict[str, Any] | None = None,
         target_critic_tau: float | None = None,
         _init_setup_model: bool = True,
@@ -159,7 +159,7 @@ class GIPPO(GradientPPO):
         self.alpha_solver = alpha_solver
         self.alpha_kwargs = alpha_kwargs
         self.action_gradient_lambda = action_gradient_lambda
-        self.critic_steps = critic_steps
+        self.critic_epochs = critic_epochs
         self.critic_kwargs = critic_kwargs
         self.target_critic_tau = target_critic_tau
         self.alpha_step: AlphaStep | None = None

@@ -61,7 +61,8 @@ def from_brax(env: Any) -> JaxEnv:
     MuJoCo Playground's, which have the same functions.
 
     :param env: ``reset(key)`` and ``step(state, action)`` return a state with ``obs``, ``reward`` and ``done``
-    :return: the same, as a :class:`JaxEnv`; actions are those the motors take, [-1, 1] where the environment does not tell
+    :return: the same, as a :class:`JaxEnv`; actions are those the motors take, [-1, 1] where the environment does not tell,
+        and of JAX's float type
     :raises ValueError: if its observations are not one vector
     :warns UserWarning: if MJX's solver makes a single iteration
     """
@@ -78,6 +79,8 @@ def from_brax(env: Any) -> JaxEnv:
     actuator = getattr(model, "actuator", None)
     bounds = np.tile([-1.0, 1.0], (env.action_size, 1)) if actuator is None else np.asarray(actuator.ctrl_range)
 
+    float_type = jax.numpy.zeros(()).dtype  # the environments compute in JAX's own, float64 with x64
+
     def step(state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Any, Any]:
         following = env.step(state, action)
         return following, following.reward, following.done > 0.5
@@ -86,6 +89,6 @@ def from_brax(env: Any) -> JaxEnv:
         reset=env.reset,
         step=step,
         observe=lambda state: state.obs,
-        observation_space=spaces.Box(-np.inf, np.inf, (env.observation_size,), np.float32),
-        action_space=spaces.Box(bounds[:, 0].astype(np.float32), bounds[:, 1].astype(np.float32), dtype=np.float32),
+        observation_space=spaces.Box(-np.inf, np.inf, (env.observation_size,), float_type),
+        action_space=spaces.Box(*bounds.T.astype(float_type), dtype=float_type),
     )

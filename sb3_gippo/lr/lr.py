@@ -28,8 +28,8 @@ class LR(PolicyGradient):
     :param gae_lambda: λ of the advantages, and of the returns the critic is fitted to
     :param normalize_advantage: Whether to normalize or not the advantage
     :param max_grad_norm: The maximum value for the gradient clipping
-    :param critic_steps: Minibatch steps that fit the critic after each update
-    :param critic_kwargs: Settings of these steps that differ from their defaults, see
+    :param critic_epochs: Passes over the last windows that fit the critic after each update
+    :param critic_kwargs: Settings of this fit that differ from their defaults, see
         :class:`~sb3_gippo.on_policy.critic.CriticSettings`
     :param stats_window_size: Window size for the rollout logging
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -51,7 +51,7 @@ class LR(PolicyGradient):
         gae_lambda: float = 0.95,
         normalize_advantage: bool = True,
         max_grad_norm: float = 1.0,
-        critic_steps: int = 64,
+        critic_epochs: int = 4,
         critic_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -69,7 +69,7 @@ class LR(PolicyGradient):
             gamma=gamma,
             gae_lambda=gae_lambda,
             max_grad_norm=max_grad_norm,
-            critic_steps=critic_steps,
+            critic_epochs=critic_epochs,
             critic_kwargs=critic_kwargs,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,

@@ -111,8 +111,8 @@ class LRRP(PolicyGradient):
     :param per_step: Whether to weigh each time step of the window by variances of its own; it needs four environments or more
     :param action_gradient_lambda: λ of the advantages whose gradient is used; ``None`` for ``gae_lambda``, another one and the
         two estimates are of different objectives
-    :param critic_steps: Minibatch steps that fit the critic after each update
-    :param critic_kwargs: Settings of these steps that differ from their defaults, see
+    :param critic_epochs: Passes over the last windows that fit the critic after each update
+    :param critic_kwargs: Settings of this fit that differ from their defaults, see
         :class:`~sb3_gippo.on_policy.critic.CriticSettings`
     :param target_critic_tau: Advantages and their gradients take their values from a copy of the critic that follows it by
         this share after every update; ``None`` for the critic itself
@@ -136,7 +136,7 @@ class LRRP(PolicyGradient):
         max_grad_norm: float = 1.0,
         per_step: bool = False,
         action_gradient_lambda: float | None = None,
-        critic_steps: int = 64,
+        critic_epochs: int = 4,
         critic_kwargs: dict[str, Any] | None = None,
         target_critic_tau: float | None = None,
         stats_window_size: int = 100,
@@ -156,7 +156,7 @@ class LRRP(PolicyGradient):
             gae_lambda=gae_lambda,
             max_grad_norm=max_grad_norm,
             action_gradient_lambda=action_gradient_lambda,
-            critic_steps=critic_steps,
+            critic_epochs=critic_epochs,
             critic_kwargs=critic_kwargs,
             target_critic_tau=target_critic_tau,
             stats_window_size=stats_window_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class CriticSettings:
     What ``critic_kwargs`` may hold.
 
     :param n_windows: from how many of the last windows the fit's minibatches are drawn
-    :param batch_size: rows of a minibatch
+    :param batch_size: rows of a minibatch at most; no more than one window has
     :param learning_rate: of the fit, it can be a function of the current progress remaining
     :raises AssertionError: for a value that makes no sense
     """
@@ -92,15 +93,14 @@ class CriticFit:
             self.optimizer.add_param_group({"params": groups[1]})
 
     def fit(
-        self, observations: th.Tensor, returns: th.Tensor, n_steps: int, progress_remaining: float
+        self, observations: th.Tensor, returns: th.Tensor, n_epochs: int, progress_remaining: float
     ) -> tuple[float, float] | None:
         """
-        Add a window to the memory and make the steps, rows drawn uniformly from it. A step whose gradient is not finite is
-        left out.
+        Add a window to the memory and go through it in minibatches. A step whose gradient is not finite is left out.
 
         :param observations: (n, ...)
         :param returns: (n,)
-        :param n_steps: one or more
+        :param n_epochs: passes over the memory, one or more
         :param progress_remaining: from 1 to 0
         :return: the loss of the last minibatch, the share of the returns' variance that is not explained, and the learning
             rate; ``None`` if there is nothing to train
@@ -120,8 +120,7 @@ class CriticFit:
         try:
             for parameter in frozen:  # shared features are PPO's
                 parameter.requires_grad_(False)
-            for _ in range(n_steps if spread > 0 else 0):
-                rows = th.randint(len(all_returns), (self.batch_size,), device=self.policy.device)
+            for rows in self._minibatches(len(all_returns), len(returns), n_epochs) if spread > 0 else []:
                 values = self.policy.predict_values(all_observations[rows]).flatten()
                 loss = ((values - all_returns[rows]) / spread).square().mean()
                 self.optimizer.zero_grad()
@@ -135,6 +134,15 @@ class CriticFit:
         self.optimizer.zero_grad()
         self._match(all_observations, all_returns, spread)
         return loss.item(), learning_rate
+
+    def _minibatches(self, n: int, window: int, n_epochs: int) -> Iterator[th.Tensor]:
+        """
+        The rows of each step, all of them once in every epoch. A minibatch is no larger than a window: a small problem, whose
+        memory is one minibatch else, gets as many steps as its windows.
+        """
+        n_batches = math.ceil(n / min(self.batch_size, window))
+        for _ in range(n_epochs):
+            yield from th.randperm(n, device=self.policy.device).tensor_split(n_batches)
 
     @th.no_grad()
     def _match(self, observations: th.Tensor, returns: th.Tensor, spread: float) -> None:

@@ -55,7 +55,7 @@ class GradientPPO(PPO):
     rollout_buffer: RolloutBuffer
     max_action_grad_norm: float | None = None
     action_gradient_lambda: float | None
-    critic_steps: int
+    critic_epochs: int
     critic_kwargs: dict[str, Any] | None
     target_critic_tau: float | None
 
@@ -111,7 +111,7 @@ class GradientPPO(PPO):
         """:raises AssertionError: with a sentence, if one is out of range"""
         if self.action_gradient_lambda is not None:
             check_number("action_gradient_lambda", self.action_gradient_lambda, 0, 1, otherwise=" (`None`: `gae_lambda`)")
-        check_integer("critic_steps", self.critic_steps, 0)
+        check_integer("critic_epochs", self.critic_epochs, 0)
         self._critic_settings = settings_from(CriticSettings, "critic_kwargs", self.critic_kwargs)
         if self.target_critic_tau is not None:
             check_number(
@@ -309,7 +309,7 @@ class GradientPPO(PPO):
     def _train_ppo(self) -> None:
         """PPO's update; a critic that has a fit of its own, and nothing in common with the actor, is left to that."""
         vf_coef = self.vf_coef
-        if self.critic_steps > 0 and not self._shares_features:
+        if self.critic_epochs > 0 and not self._shares_features:
             self.vf_coef = 0.0
         try:
             super().train()
@@ -319,11 +319,11 @@ class GradientPPO(PPO):
     def _fit_critic(self, batch: GradientBatch) -> None:
         """Fit the critic to the returns of the last windows, and let the target critic follow."""
         assert self.critic_fit is not None
-        if self.critic_steps > 0:
+        if self.critic_epochs > 0:
             # In training mode normalisation layers count, and those that the actor shares would move it.
             self.policy.set_training_mode(not self._shares_features)
             fitted = self.critic_fit.fit(
-                batch.observations, batch.returns, self.critic_steps, self._current_progress_remaining
+                batch.observations, batch.returns, self.critic_epochs, self._current_progress_remaining
             )
             if fitted is not None:
                 self.logger.record("train/critic_loss", fitted[0])
@@ -344,7 +344,7 @@ class GradientPPO(PPO):
         :param path: path to the file where the rl agent should be saved, or an open file
         :param exclude: name of parameters that should be excluded in addition to the default ones
         :param include: name of parameters that might be excluded but should be included anyway; ``"critic_fit"`` for the
-            windows that ``critic_steps`` draw from, and the moments of their optimizer, which may be large
+            windows that ``critic_epochs`` draw from, and the moments of their optimizer, which may be large
         """
         include = set(include or ())
         zipped = io.BytesIO()

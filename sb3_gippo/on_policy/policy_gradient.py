@@ -58,7 +58,7 @@ class PolicyGradient(GradientPPO):
         max_grad_norm: float = 1.0,
         action_gradient_lambda: float | None = 1.0,
         max_action_grad_norm: float | None = None,
-        critic_steps: int = 64,
+        critic_epochs: int = 4,
         critic_kwargs: dict[str, Any] | None = None,
         target_critic_tau: float | None = None,
         stats_window_size: int = 100,
@@ -89,7 +89,7 @@ class PolicyGradient(GradientPPO):
         )
         self.action_gradient_lambda = action_gradient_lambda
         self.max_action_grad_norm = max_action_grad_norm
-        self.critic_steps = critic_steps
+        self.critic_epochs = critic_epochs
         self.critic_kwargs = critic_kwargs
         self.target_critic_tau = target_critic_tau
         self.actor_optimizer: th.optim.Optimizer | None = None

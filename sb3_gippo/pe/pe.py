@@ -79,9 +79,9 @@ class PE(GradientPPO):
         of a new one; 0 for plain PPO, at most 1
     :param n_neighbours: Neighbours of each sample
     :param action_gradient_lambda: λ of the advantage whose gradient is used; ``None`` for ``gae_lambda``
-    :param critic_steps: Minibatch steps that fit the critic after each PPO update, in the place of its value loss (beside it
-        where actor and critic share features); 0 for the value loss alone. Windows without gradients are PPO's
-    :param critic_kwargs: Settings of these steps that differ from their defaults, see
+    :param critic_epochs: Passes over the last windows that fit the critic after each PPO update, in the place of PPO's value
+        loss (beside it where actor and critic share features); 0 for the value loss alone. Windows without gradients are PPO's
+    :param critic_kwargs: Settings of this fit that differ from their defaults, see
         :class:`~sb3_gippo.on_policy.critic.CriticSettings`
     :param target_critic_tau: Advantages and their gradients take their values from a copy of the critic that follows it by
         this share after every update; ``None`` for the critic itself
@@ -120,7 +120,7 @@ class PE(GradientPPO):
         radius: float = 0.5,
         n_neighbours: int = 1,
         action_gradient_lambda: float | None = None,
-        critic_steps: int = 64,
+        critic_epochs: int = 4,
         critic_kwargs: dict[str, Any] | None = None,
         target_critic_tau: float | None = None,
         _init_setup_model: bool = True,
@@ -156,7 +156,7 @@ class PE(GradientPPO):
         self.radius = radius
         self.n_neighbours = n_neighbours
         self.action_gradient_lambda = action_gradient_lambda
-        self.critic_steps = critic_steps
+        self.critic_epochs = critic_epochs
         self.critic_kwargs = critic_kwargs
         self.target_critic_tau = target_critic_tau
         if _init_setup_model:

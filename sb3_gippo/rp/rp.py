@@ -23,8 +23,8 @@ class RP(PolicyGradient):
     :param max_grad_norm: The maximum value for the gradient clipping
     :param action_gradient_lambda: λ of the return whose gradient is used; ``None`` for ``gae_lambda``
     :param max_action_grad_norm: Longer rows of the action gradient are scaled down to this norm; ``None`` for no limit
-    :param critic_steps: Minibatch steps that fit the critic after each update
-    :param critic_kwargs: Settings of these steps that differ from their defaults, see
+    :param critic_epochs: Passes over the last windows that fit the critic after each update
+    :param critic_kwargs: Settings of this fit that differ from their defaults, see
         :class:`~sb3_gippo.on_policy.critic.CriticSettings`
     :param target_critic_tau: Returns and their gradients take their values from a copy of the critic that follows it by this
         share after every update; ``None`` for the critic itself

@@ -65,8 +65,8 @@ class RPO(PolicyGradient):
     :param ent_coef: Entropy coefficient for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
     :param action_gradient_lambda: λ of the return whose gradient is used; ``None`` for ``gae_lambda``
-    :param critic_steps: Minibatch steps that fit the critic after each update
-    :param critic_kwargs: Settings of these steps that differ from their defaults, see
+    :param critic_epochs: Passes over the last windows that fit the critic after each update
+    :param critic_kwargs: Settings of this fit that differ from their defaults, see
         :class:`~sb3_gippo.on_policy.critic.CriticSettings`
     :param target_critic_tau: Returns and their gradients take their values from a copy of the critic that follows it by this
         share after every update; ``None`` for the critic itself
@@ -94,7 +94,7 @@ class RPO(PolicyGradient):
         ent_coef: float = 0.0,
         max_grad_norm: float = 1.0,
         action_gradient_lambda: float | None = 1.0,
-        critic_steps: int = 64,
+        critic_epochs: int = 4,
         critic_kwargs: dict[str, Any] | None = None,
         target_critic_tau: float | None = None,
         stats_window_size: int = 100,
@@ -114,7 +114,7 @@ class RPO(PolicyGradient):
             gae_lambda=gae_lambda,
             max_grad_norm=max_grad_norm,
             action_gradient_lambda=action_gradient_lambda,
-            critic_steps=critic_steps,
+            critic_epochs=critic_epochs,
             critic_kwargs=critic_kwargs,
             target_critic_tau=target_critic_tau,
             stats_window_size=stats_window_size,
