@@ -1,4 +1,4 @@
-"""Make docs/results.md and its figures, and the tables in README.md and docs/robots.md, from the committed results.
+"""Make docs/results.md and its figures, and the tables in README.md and in other pages, from the committed results.
 
 python benchmarks/report.py
 """
@@ -266,6 +266,24 @@ def kernels() -> list[str]:
     return lines
 
 
+def trainings() -> list[str]:
+    """:return: the lines of the table of others' simulators, and of one problem in three engines"""
+    found: Runs = defaultdict(list)
+    for row in read(RESULTS / "simulator_training.csv"):
+        found[row["env"], row["algo"]].append(row)
+    lines = ["| | GI-PPO | PPO | steps | seconds, GI-PPO |", "|---|---|---|---|---|"]
+    for env in dict.fromkeys(env for env, _ in found):
+        cells = []
+        for algo in ("gippo", "ppo"):
+            best = column(found.get((env, algo), []), "best")
+            cells.append(f"{short(best.mean(), 4)} ± {spread(best)} ({len(best)})" if len(best) else "–")
+        ours = found[env, "gippo"]
+        name = env if "-" in env else f"cart-pole in {env}"
+        steps = int(ours[0]["steps"]) / 1000
+        lines.append(f"| {name} | {' | '.join(cells)} | {steps:.0f} k | {short(column(ours, 'seconds').mean())} |")
+    return lines
+
+
 def thousands(value: str) -> str:
     """:return: the number in thousands, with two digits that count or more"""
     return short(float(value) / 1000, 2 if float(value) < 1e5 else 3)
@@ -296,6 +314,7 @@ def main() -> None:
         "cartpole": "Cart-pole swing-up",
         "traffic": "Pace car",
         "robots": "Robots",
+        "simulators": "Gymnasium's functional environments",
         "mujoco": "Gymnasium's MuJoCo tasks, with gradients by finite differences",
     }
     remarks = {
@@ -316,6 +335,7 @@ def main() -> None:
     (DOCS / "results.md").write_text("\n".join(lines))
     fill(DOCS.parent / "README.md", "results", summary(runs))
     robots()
+    fill(DOCS / "simulators.md", "training", trainings())
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ SUITES: dict[str, list[str]] = {
     "cartpole": ["CartPoleSwingUp-v0"],
     "traffic": ["PaceCarA-v0", "PaceCarB-v0", "PaceCarC-v0", "PaceCarD-v0", "PaceCarE-v0"],
     "robots": ["DiffHopper-v0", "DiffHalfCheetah-v0", "DiffWalker2d-v0", "DiffAnt-v0", "DiffHumanoid-v0"],
+    "simulators": ["phys2d/Pendulum-v0"],
     "mujoco": ["InvertedPendulum-v5", "Hopper-v5", "HalfCheetah-v5"],
 }
 

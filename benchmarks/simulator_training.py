@@ -16,7 +16,7 @@ from typing import Any
 from run import RESULTS, rows_by_job, run_all
 from simulators import ENGINES, jax_cart_pole
 
-STEPS = {**dict.fromkeys(ENGINES, 512_000), "brax-reacher": 512_000, "brax-hopper": 512_000}
+STEPS = {**dict.fromkeys(ENGINES, 256_000), "brax-reacher": 256_000, "brax-hopper": 512_000}
 """environment steps of a training"""
 SETTINGS: dict[str, Any] = {"n_steps": 32, "batch_size": 512, "n_epochs": 5, "max_grad_norm": 1.0}
 """of both algorithms on everything, with the network below: the default entry of hyperparams/gippo.yml"""

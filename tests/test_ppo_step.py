@@ -170,11 +170,11 @@ def test_budgets_and_rates_are_constant_unless_a_schedule_says_otherwise() -> No
         model.learn(4 * 32)
         return seen[-1], dict(logged(model))
 
-    fixed = {"kl": 0.2, "std_kl": 0.02, "learning_rate": 1e-3}
+    fixed = {"kl": 0.2, "std_kl": 0.02, "learning_rate": 1e-4}
     budget, signals = last(fixed)
     share = 1 - signals["train/alpha_spent"]
     assert budget[0] == pytest.approx(share * 0.2)
-    assert signals["train/alpha_learning_rate"] == pytest.approx(1e-3 * 1.2**3), "it rises while it is below its budget"
+    assert signals["train/alpha_learning_rate"] == pytest.approx(1e-4 * 1.2**3), "it rises while it is below its budget"
     fading: dict[str, Any] = {name: lambda progress, value=value: value * progress for name, value in fixed.items()}
     budget, signals = last({**fading, "kl": lambda progress: 0.2 * progress + 1e-9})
     assert budget[0] < 1e-8 and signals["train/alpha_learning_rate"] == 0
