@@ -281,3 +281,20 @@ def test_it_learns_de_jong_to_better_than_a_thousandth_within_60_iterations() ->
     assert curve.returns[-1] > -1e-3
     action, _ = model.predict(np.zeros(1, dtype=np.float32), deterministic=True)
     assert (5.12 * action.item()) ** 2 < 1e-4
+
+
+@pytest.mark.parametrize(
+    "n_steps, verbose, said",
+    [
+        (129, 1, "A window of 129 steps, 516 transitions an update, is long for gradients"),
+        (15, 1, "60 transitions"),
+        (129, 0, ""),
+    ],
+)
+def test_an_unusual_window_is_told_once(n_steps: int, verbose: int, said: str, capsys: pytest.CaptureFixture) -> None:
+    model = small(n_steps=n_steps, batch_size=4 * n_steps, verbose=verbose).learn(8 * n_steps)
+    out = capsys.readouterr().out
+    assert out.count(said) == 1 if said else "transitions an update" not in out
+    small(n_steps=16, batch_size=64, verbose=verbose).learn(64)
+    assert "transitions an update" not in capsys.readouterr().out
+    assert model._has_gradients

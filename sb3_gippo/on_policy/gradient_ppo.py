@@ -35,6 +35,9 @@ from sb3_gippo.rollout.workers import dead_workers_named, settle
 
 SelfGradientPPO = TypeVar("SelfGradientPPO", bound="GradientPPO")
 
+LONGEST_WINDOW, FEWEST_ROWS = 128, 64
+"""steps, and transitions: what entries for gradients keep to"""
+
 
 class GradientPPO(PPO):
     """
@@ -249,11 +252,28 @@ class GradientPPO(PPO):
             warnings.warn(message, stacklevel=3)
             self._warned = (*self._warned, message)
 
+    def _hint_at_window(self) -> None:
+        """Say once, with ``verbose``, that PPO's usual window is not one for gradients: SB3's default has 2,048 steps."""
+        n_steps, rows = self.n_steps, self.n_steps * self.n_envs
+        if self.verbose < 1:
+            return
+        if n_steps > LONGEST_WINDOW:
+            print(
+                f"A window of {n_steps} steps, {rows} transitions an update, is long for gradients: they allow updates from far "
+                "fewer, n_steps=32 in 64 environments for instance."
+            )
+        elif rows < FEWEST_ROWS:
+            print(
+                f"{rows} transitions an update are few: what of the gradients is signal is measured on them. "
+                f"Take more environments, or longer windows, {FEWEST_ROWS} transitions or more."
+            )
+
     def _differentiate(self, buffer: GradientRolloutBuffer) -> None:
         """Fill the window's action gradients, and see whether it has any that are finite."""
         self._has_channel = True
         if self.actor is None:
             self._setup_learner()
+            self._hint_at_window()
         self.policy.set_training_mode(False)
         values: Any = self.policy.predict_values
         if self.target_critic is not None:
