@@ -26,7 +26,7 @@ test: setup
 
 test-simulators: setup  ## gradients through other people's JAX simulators, ten minutes; their packages are no part of an extra
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt brax flax mujoco-mjx
-	$(RUN) -m pytest tests/test_jax_simulators.py tests/test_jax.py tests/test_simulators_page.py
+	$(RUN) -m pytest tests/test_jax_simulators.py tests/test_jax.py tests/test_pages.py
 
 lint: setup
 	$(VENV)/bin/ruff check .
