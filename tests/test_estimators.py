@@ -15,8 +15,8 @@ import torch as th
 from gippo_envs.core import BatchedEnv
 from sb3_gippo import LR, LRRP, RP, RPO, TorchVecEnv, make_vec_env
 from sb3_gippo.lrrp.lrrp import halves, lr_share
-from sb3_gippo.on_policy.actor import gaussian
-from sb3_gippo.on_policy.policy_gradient import PolicyGradient, likelihood_ratio, log_prob, reparameterised
+from sb3_gippo.on_policy.actor import gaussian, log_prob
+from sb3_gippo.on_policy.policy_gradient import PolicyGradient, likelihood_ratio, reparameterised
 from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientBatch
 from sb3_gippo.rpo.rpo import surrogate

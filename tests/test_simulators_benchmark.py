@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stable_baselines3.common.vec_env import VecNormalize
+
+from gippo_envs import BatchedEnv
+from sb3_gippo import DifferentiableVecEnv
+from tests.reference import difference_gradients
+from tests.test_action_gradients import assert_close, rollout
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -37,6 +43,17 @@ def test_jax_has_torchs_trajectories_and_gradients(simulators: Any, x64: None) -
 def test_warp_has_torchs_trajectories_and_gradients(simulators: Any) -> None:
     pytest.importorskip("warp")
     assert max(simulators.deviations("warp", "float64", n_envs=3)) < 1e-13
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_action_gradients_of_a_warp_kernel_through_the_real_rollout(simulators: Any, normalized: bool) -> None:
+    pytest.importorskip("warp")
+    env: Any = DifferentiableVecEnv(BatchedEnv(simulators.WarpCartPole, 3, max_episode_steps=6, dtype="float64"))
+    env = VecNormalize(env) if normalized else env
+    model, record = rollout(env, 10, policy_kwargs={"squash_actions": normalized})
+    # VecNormalize rounds observations and rewards to float32.
+    expected = difference_gradients(model, simulators.WarpCartPole(dtype="float64"), record)
+    assert_close(model, expected, 1e-5 if normalized else 1e-6)
 
 
 def test_another_physics_is_seen(simulators: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,11 +185,6 @@ class AlphaStep(ABC):
         self.controller.alpha = min(self.alpha, self.settings.max_alpha)
 
 
-def log_prob(actions: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
-    """:return: (n,), log density of a diagonal Gaussian at ``actions`` (n, action_dim)"""
-    return th.distributions.Normal(mean, std, validate_args=False).log_prob(actions).sum(1)
-
-
 def virtual_log_prob(old: th.Tensor, alpha: th.Tensor) -> th.Tensor:
     """
     Log density of the virtual policy π_h = ½(π̄ + π_α), of π_α alone where the two are further apart than

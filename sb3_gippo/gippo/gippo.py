@@ -15,11 +15,12 @@ from torch import nn
 
 from sb3_gippo.common.hyperparameters import check_number, settings_from
 from sb3_gippo.common.optimizers import copies, guarded_steps
-from sb3_gippo.gippo.alpha_step import AlphaStep, Diagnostics, Made, Spent, diagnose, log_prob
+from sb3_gippo.gippo.alpha_step import AlphaStep, Diagnostics, Made, Spent, diagnose
 from sb3_gippo.gippo.distance import distance_from
 from sb3_gippo.gippo.published import PublishedStep
 from sb3_gippo.gippo.signal import Signal, read_signal
 from sb3_gippo.gippo.trust_region import TrustRegionStep
+from sb3_gippo.on_policy.actor import log_prob
 from sb3_gippo.on_policy.gradient_ppo import GradientPPO
 from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientBatch, GradientRolloutBuffer

@@ -114,6 +114,11 @@ def gaussian(policy: ActorCriticPolicy, observations: th.Tensor) -> Gaussian:
     return distribution.mean, distribution.stddev
 
 
+def log_prob(actions: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
+    """:return: (...), log density of a diagonal Gaussian at ``actions`` (..., action_dim)"""
+    return th.distributions.Normal(mean, std, validate_args=False).log_prob(actions).sum(-1)
+
+
 @contextmanager
 def _unvalidated() -> Iterator[None]:
     """Let torch's distributions take parameters that are not finite: what to do about them is decided here."""

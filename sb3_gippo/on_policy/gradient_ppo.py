@@ -259,8 +259,8 @@ class GradientPPO(PPO):
             return
         if n_steps > LONGEST_WINDOW:
             print(
-                f"A window of {n_steps} steps, {rows} transitions an update, is long for gradients: they allow updates from far "
-                "fewer, n_steps=32 in 64 environments for instance."
+                f"A window of {n_steps} steps, {rows} transitions an update, is long for gradients: they allow updates from "
+                "far fewer, n_steps=32 in 64 environments for instance."
             )
         elif rows < FEWEST_ROWS:
             print(

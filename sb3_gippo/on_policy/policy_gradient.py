@@ -9,14 +9,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_gippo.common.optimizers import adam, load_state, trainable
+from sb3_gippo.on_policy.actor import log_prob
 from sb3_gippo.on_policy.gradient_ppo import GradientPPO
 from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientBatch, GradientRolloutBuffer
-
-
-def log_prob(actions: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
-    """:return: (...), log density of a diagonal Gaussian at ``actions`` (..., action_dim)"""
-    return th.distributions.Normal(mean, std, validate_args=False).log_prob(actions).sum(-1)
 
 
 def likelihood_ratio(batch: GradientBatch, advantages: th.Tensor, policy: Gaussian) -> th.Tensor:

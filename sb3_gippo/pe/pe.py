@@ -12,9 +12,8 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_gippo.common.hyperparameters import check_integer, check_number
 from sb3_gippo.common.optimizers import guarded_steps
-from sb3_gippo.on_policy.actor import Actor
+from sb3_gippo.on_policy.actor import Actor, log_prob
 from sb3_gippo.on_policy.gradient_ppo import GradientPPO
-from sb3_gippo.on_policy.policy_gradient import log_prob
 from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientRolloutBuffer
 

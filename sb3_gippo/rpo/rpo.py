@@ -10,7 +10,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_gippo.common.hyperparameters import check_integer, check_number
-from sb3_gippo.on_policy.policy_gradient import PolicyGradient, log_prob, reparameterised
+from sb3_gippo.on_policy.actor import log_prob
+from sb3_gippo.on_policy.policy_gradient import PolicyGradient, reparameterised
 from sb3_gippo.rollout.action_gradients import Gaussian
 from sb3_gippo.rollout.buffer import GradientBatch
 
