@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ PAPER = {
 }
 ALGORITHMS = ("gippo", "gippo-tuned", "ppo", "rp")
 """of the figures and the README's table"""
+COMPARED = {"three": ("gippo", "ppo", "rp"), "all": ("gippo", "ppo", "rp", "rpo", "lr", "lrrp", "lrrp-per-step", "pe")}
+"""of the summary figures"""
+SEEDS = 3
+"""of a problem in them"""
 BEFORE = "training_before.csv"
 """runs of GI-PPO as it was when its settings were tuned for each problem"""
 ROWS = ("gippo", "gippo-tuned", "gippo-published", "ppo", "rp", "rpo", "lr", "lrrp", "lrrp-per-step", "pe")
@@ -211,6 +216,61 @@ def figure(env_ids: list[str], runs: Runs, path: Path, wall_clock: bool) -> None
     plt.close(figure)
 
 
+def scores(runs: Runs, algos: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """
+    :return: of every algorithm the scores (seeds, problems), 0 for the worst of all runs on a problem and 1 for the best, errors
+        by their logarithm; and the problems, those that all have run on with :data:`SEEDS` seeds or more, of which the first count
+    """
+    env_ids = [env_id for suite in SUITES.values() for env_id in suite]
+    env_ids = [env_id for env_id in env_ids if all(len(runs.get((env_id, algo), [])) >= SEEDS for algo in algos)]
+    found: dict[str, list[np.ndarray]] = {algo: [] for algo in algos}
+    for env_id in env_ids:
+        members = {algo: sorted(runs[env_id, algo], key=lambda row: int(row["seed"]))[:SEEDS] for algo in algos}
+        best = {algo: column(rows, "best") for algo, rows in members.items()}
+        if is_logarithmic(env_id):
+            best = {algo: -np.log(np.maximum(-values, 1e-16)) for algo, values in best.items()}
+        every = np.concatenate(list(best.values()))
+        for algo, values in best.items():
+            found[algo].append((values - every.min()) / (every.max() - every.min()))
+    return {algo: np.stack(columns, axis=1) for algo, columns in found.items() if columns}, env_ids
+
+
+def summary_figure(runs: Runs, algos: Sequence[str], path: Path) -> list[str]:
+    """
+    Interquartile means over all problems, and how probable it is that a run of GI-PPO beats one of another algorithm.
+
+    :return: the lines that stand above it, none (and no figure) if there are fewer than two problems
+    """
+    found, env_ids = scores(runs, algos)
+    if len(env_ids) < 2:
+        return []
+    np.random.seed(0)
+    aggregate = lambda x: np.array([metrics.aggregate_iqm(x)])  # noqa: E731
+    means, of_means = rly.get_interval_estimates(found, aggregate, reps=2000)
+    improvement = lambda x, y: np.array([metrics.probability_of_improvement(x, y)])  # noqa: E731
+    pairs = {algo: (found["gippo"], found[algo]) for algo in algos if algo != "gippo"}
+    chances, of_chances = rly.get_interval_estimates(pairs, improvement, reps=2000)
+    drawing, panels = plt.subplots(1, 2, figsize=(10, 0.4 * len(algos) + 1.2), layout="constrained")
+    for panel, points, intervals in ((panels[0], means, of_means), (panels[1], chances, of_chances)):
+        names = list(points)[::-1]
+        centre = np.array([points[name][0] for name in names])
+        around = np.array([intervals[name][:, 0] for name in names]).T
+        panel.barh(range(len(names)), around[1] - around[0], left=around[0], color="C0", alpha=0.4, height=0.6)
+        panel.plot(centre, range(len(names)), "|", color="black", markersize=14)
+        panel.set_yticks(range(len(names)), [NAMES[name] for name in names])
+    panels[0].set(title="interquartile mean of scores (0: worst run of a problem, 1: best)", xlim=(0, 1))
+    panels[1].set(title="probability that GI-PPO's run is the better one", xlim=(0, 1))
+    panels[1].axvline(0.5, color="grey", linestyle=":")
+    for panel in panels:
+        panel.title.set_fontsize(9)
+    drawing.savefig(path, dpi=110)
+    plt.close(drawing)
+    return [
+        f"{SEEDS} seeds, 95 % intervals (stratified bootstrap), over {', '.join(f'`{env_id}`' for env_id in env_ids)}:",
+        "",
+    ]
+
+
 def summary(runs: Runs) -> list[str]:
     """:return: the lines of the README's table, best of GI-PPO, PPO and RP"""
     names = " | ".join(NAMES[algo] for algo in ALGORITHMS)
@@ -321,6 +381,11 @@ def main() -> None:
         "traffic": "PPO is SB3's, with GI-PPO's policy network. More on both: [traffic.md](traffic.md).",
         "mujoco": "Below, the same over wall-clock: most of GI-PPO's is the differences.",
     }
+    for name, algos in COMPARED.items():
+        above = summary_figure(runs, algos, DOCS / "images" / f"summary_{name}.png")
+        if above:
+            lines += [f"## Over all problems: {len(algos)} algorithms", "", *above]
+            lines += [f"![Interquartile means and probabilities of improvement](images/summary_{name}.png)", ""]
     for suite, title in titles.items():
         env_ids = [env_id for env_id in SUITES[suite] if any(key[0] == env_id for key in runs)]
         if not env_ids:

@@ -240,6 +240,21 @@ def test_the_spread_is_the_samples_and_a_single_run_has_none(benchmarks: None) -
     assert "| `DeJong-v0` | -5 ± – (1) | – | – | – | -3.8e-10 | 128 k |" in report.summary(runs)
 
 
+def test_scores_are_between_the_worst_and_the_best_run_of_a_problem(benchmarks: None) -> None:
+    import report
+
+    def rows(*best: float) -> list[dict[str, str]]:
+        return [{"seed": str(seed), "best": str(value)} for seed, value in enumerate(best)][::-1]
+
+    runs = {("CartPoleSwingUp-v0", "gippo"): rows(-4, -3, -2, 99), ("CartPoleSwingUp-v0", "ppo"): rows(-6, -6, -5)}
+    runs |= {("DeJong-v0", "gippo"): rows(-1e-6, -1e-5, -1e-4), ("DeJong-v0", "ppo"): rows(-1e-4, -1e-3, -1e-2)}
+    runs |= {("DiffAnt-v0", "gippo"): rows(1, 2), ("DiffAnt-v0", "ppo"): rows(1, 2, 3)}
+    found, env_ids = report.scores(runs, ("gippo", "ppo"))
+    assert env_ids == ["DeJong-v0", "CartPoleSwingUp-v0"]
+    np.testing.assert_allclose(found["gippo"], [[1, 0.5], [0.75, 0.75], [0.5, 1]])
+    np.testing.assert_allclose(found["ppo"], [[0.5, 0], [0.25, 0], [0, 0.25]])
+
+
 def test_the_readmes_table_is_that_of_the_committed_results(benchmarks: None) -> None:
     import report
 
