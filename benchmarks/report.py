@@ -219,7 +219,7 @@ def figure(env_ids: list[str], runs: Runs, path: Path, wall_clock: bool) -> None
 def scores(runs: Runs, algos: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
     """
     :return: of every algorithm the scores (seeds, problems), 0 for the worst of all runs on a problem and 1 for the best,
-        errors by their logarithm; and the problems: those that all have run on with :data:`SEEDS` seeds, of which the first count
+        errors by their logarithm; and the problems: all have run on them with :data:`SEEDS` seeds, the first count
     """
     env_ids = [env_id for suite in SUITES.values() for env_id in suite]
     env_ids = [env_id for env_id in env_ids if all(len(runs.get((env_id, algo), [])) >= SEEDS for algo in algos)]
