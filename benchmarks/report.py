@@ -379,7 +379,7 @@ def main() -> None:
     }
     remarks = {
         "traffic": "PPO is SB3's, with GI-PPO's policy network. More on both: [traffic.md](traffic.md).",
-        "simulators": "PPO has a discount and a rate of its own, found for it: with GI-PPO's it does not learn this in the time.",
+        "simulators": "PPO has a discount and a rate of its own: with GI-PPO's it does not learn this in the time.",
         "mujoco": "Below, the same over wall-clock: most of GI-PPO's is the differences.",
     }
     for name, algos in COMPARED.items():
