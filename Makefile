@@ -25,7 +25,7 @@ test: setup
 	$(RUN) -m pytest -n $(JOBS)
 
 test-simulators: setup  ## gradients through other people's JAX simulators, ten minutes; their packages are no part of an extra
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt brax flax mujoco-mjx
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt brax mujoco-mjx
 	$(RUN) -m pytest tests/test_jax_simulators.py tests/test_jax.py tests/test_pages.py
 
 lint: setup

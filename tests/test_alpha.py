@@ -15,13 +15,12 @@ from sb3_gippo.gippo.alpha_step import (
     AlphaStep,
     Diagnostics,
     diagnose,
-    log_prob,
     virtual_log_prob,
 )
 from sb3_gippo.gippo.published import PublishedController, PublishedSettings, PublishedStep
 from sb3_gippo.gippo.signal import Signal
 from sb3_gippo.gippo.trust_region import AgreementController, TrustRegionSettings, TrustRegionStep
-from sb3_gippo.on_policy.actor import Actor
+from sb3_gippo.on_policy.actor import Actor, log_prob
 from tests.helpers import small
 
 PUBLISHED = PublishedSettings(interval=0.4, factor=1.25, max_alpha=0.2, max_out_of_range=0.5)

@@ -121,7 +121,6 @@ def test_the_checker_passes_it_with_noise_as_well(x64: None) -> None:
 
 
 def test_gymnasiums_functional_environments(x64: None) -> None:
-    pytest.importorskip("flax")
     from gymnasium.envs.phys2d.pendulum import PendulumFunctional, PendulumParams
 
     heavy = from_func_env(PendulumFunctional(), PendulumParams(m=2.0))
@@ -134,7 +133,6 @@ def test_gymnasiums_functional_environments(x64: None) -> None:
 
 
 def test_ids_become_it_through_make_vec_env() -> None:
-    pytest.importorskip("flax")
     env = make_vec_env("phys2d/Pendulum-v0", 3, seed=0, env_kwargs={"render_mode": None})
     assert isinstance(env, DifferentiableVecEnv) and isinstance(env.env, JaxBatchedEnv)
     assert env.get_attr("max_episode_steps") == [200] * 3

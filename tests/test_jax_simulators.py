@@ -54,7 +54,6 @@ def mjx_loops_by_scan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def phys2d() -> JaxEnv:
-    pytest.importorskip("flax")
     from gymnasium.envs.phys2d.pendulum import PendulumFunctional
 
     class Pendulum(PendulumFunctional):

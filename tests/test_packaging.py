@@ -46,8 +46,13 @@ for name in ("JaxEnv", "JaxVecEnv", "from_func_env", "from_brax"):
         getattr(sb3_gippo, name)
     except ImportError as error:
         print(error)
+try:
+    sb3_gippo.make_vec_env("phys2d/Pendulum-v0", 2)
+except ImportError as error:
+    print(error)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('Environments in JAX need jax: pip install "sb3-gippo[jax]".') == 4
+    assert done.stdout.endswith('need jax and flax: pip install "sb3-gippo[jax]".\n')

@@ -30,8 +30,6 @@ def test_first_settings_are_the_default_entry() -> None:
 
 @pytest.mark.parametrize("title", EXAMPLES)
 def test_it_runs(title: str, capsys: pytest.CaptureFixture) -> None:
-    if "jax" in EXAMPLES[title] or "phys2d" in EXAMPLES[title]:
-        pytest.importorskip("flax")
     names: dict = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*truncated mini-batch.*")

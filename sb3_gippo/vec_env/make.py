@@ -66,8 +66,14 @@ def from_env_fns(env_fns: Sequence[Callable[[], gym.Env]]) -> VecEnv:
 
     :param env_fns: one function per environment, as SB3's ``make_vec_env`` makes them: all of the same environment
     :return: the vectorised environment
+    :raises ImportError: if the environment is one of Gymnasium's in JAX, and JAX or Flax is missing
     """
-    first = env_fns[0]()
+    try:
+        first = env_fns[0]()
+    except ModuleNotFoundError as error:
+        if error.name not in ("jax", "flax"):
+            raise
+        raise ImportError('Gymnasium\'s environments in JAX need jax and flax: pip install "sb3-gippo[jax]".') from error
     batched = _batched(first, len(env_fns))
     if batched is None:
         return DummyVecEnv([lambda: first, *env_fns[1:]])
