@@ -86,7 +86,9 @@ Seconds are wall-clock on two shared CPU cores, one torch thread a run. {version
 *GI-PPO* has the same settings on every problem, its defaults; where its row is missing it has not been run yet. *GI-PPO
 before, tuned per problem* is an older version of it, with α-settings found for each problem (`training_before.csv`, where its
 ablations and its runs with corrupted gradients stand as well; `training_recheck.csv` has some of its runs once more). RP and
-GI-PPO (published) on cart-pole were run with the critic's fit of that time, squared errors in the returns' own unit.
+GI-PPO (published) on cart-pole were run with the critic's fit of that time, squared errors in the returns' own unit; GI-PPO on
+cart-pole and robots with 64 random minibatches of the critic's memory in the place of `critic_epochs=4`, which are as many, of
+the same size, once the memory is full.
 """
 Runs = dict[tuple[str, str], list[dict[str, str]]]
 
